@@ -1,0 +1,349 @@
+"""Configuration: defaults < preset < file < key=value; typed, frozen, with did-you-mean.
+
+OmegaConf merges the layers and pydantic validates the result. Nothing heavy is imported, so a
+wrong key is reported before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from zoo import registry
+from zoo.errors import ConfigError
+from zoo.privacy import without_credentials
+
+# Stands in for "${" while OmegaConf holds users' values, so that nothing is interpolated.
+_DOLLAR = "\ue000{"
+
+
+class Section(BaseModel):
+    """Base of every configuration section: frozen, and no key passes unread."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataConfig(Section):
+    """What every task's data section has."""
+
+    root: Path | None = Field(
+        None, description="data set folder or file; none: the task's sample data set"
+    )
+    on_error: Literal["raise", "skip"] = Field(
+        "raise", description="a broken file stops training, or is skipped and counted"
+    )
+
+    @field_validator("root", mode="after")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value is not None else None
+
+
+class TrainerConfig(Section):
+    """How training runs; the same for every task."""
+
+    epochs: int = Field(50, ge=1, description="passes over the training split")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps")
+    batch_size: int = Field(1, ge=1, description="items a step and process")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are averaged a step")
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; none: off")
+    clip_value: float | None = Field(None, gt=0, description="largest gradient entry; none: off")
+    eval_every: int = Field(1, ge=1, description="epochs between validations")
+    log_every: int = Field(10, ge=1, description="steps between logged training losses")
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="device kind")
+    devices: int = Field(1, ge=1, description="processes, one a device")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = Field(
+        "32-true", description="arithmetic of the forward pass"
+    )
+    workers: int | None = Field(
+        None, ge=0, description="data loading processes; none: 0 on two cores, else 2"
+    )
+    threads: int | None = Field(
+        None, ge=1, description="threads of one operation; none: cores - workers"
+    )
+    checkpoint_every: str | None = Field(
+        None, description="'500' steps or '10m' minutes between checkpoints; none: every epoch"
+    )
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept beside the best")
+
+    @field_validator("checkpoint_every", mode="before")
+    @classmethod
+    def _interval(cls, value: Any) -> str | None:
+        if value is None:
+            return None
+        text = str(value).strip()
+        if not re.fullmatch(r"[1-9]\d*|\d*\.?\d+m", text):
+            msg = "should be a number of steps ('500') or of minutes ('10m')"
+            raise ValueError(msg)
+        return text
+
+
+class TrackingConfig(Section):
+    """Where the run is recorded besides its own folder."""
+
+    enabled: bool = Field(True, description="record the run in MLflow as well")
+    uri: str | None = Field(
+        None, description="tracking server; none: MLFLOW_TRACKING_URI, else <out>/mlflow.db"
+    )
+    experiment: str | None = Field(None, description="experiment name; none: zoo-<task>")
+    name: str | None = Field(None, description="run name; none: the run folder's name")
+    tags: dict[str, str] = Field(default_factory=dict, description="extra tags")
+    checkpoints: bool = Field(False, description="upload the best checkpoint to MLflow")
+    system_metrics: bool = Field(True, description="record processor and memory use in MLflow")
+
+
+class PredictConfig(Section):
+    """What `zoo predict` and `zoo eval` write."""
+
+    out: Path | None = Field(None, description="folder for predictions; none: in the run folder")
+    dense: bool = Field(True, description="write dense outputs (attention, masks, maps)")
+    foreign: Path | None = Field(None, description="someone else's outputs to score, no model")
+
+
+class BaseConfig(Section):
+    """The sections every task has; a task's own class narrows data, model, optim and predict."""
+
+    task: str = Field(description="task name, see `zoo list`")
+    preset: str = Field(description="named set of settings, see `zoo info TASK`")
+    seed: int = Field(1, ge=0, description="seeds order, augmentation, initial weights, dropout")
+    out: Path = Field(Path("runs"), description="workspace that holds runs and mlflow.db")
+    data: DataConfig = Field(default_factory=DataConfig, description="data set")
+    model: Section = Field(default_factory=Section, description="network")
+    optim: Section = Field(default_factory=Section, description="optimiser and schedule")
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig, description="training loop")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="records")
+    predict: PredictConfig = Field(default_factory=PredictConfig, description="outputs")
+    resume: str | None = Field(None, description="'auto', a run folder or an MLflow run id")
+    weights: str | None = Field(None, description="run, checkpoint or weights to start from")
+
+    def stored(self) -> dict[str, Any]:
+        """The configuration as JSON types, without credentials: what is written down."""
+        body = self.model_dump(mode="json")
+        if self.tracking.uri:
+            body["tracking"]["uri"] = without_credentials(self.tracking.uri)
+        return body
+
+    def flat(self) -> dict[str, Any]:
+        """`stored` as dotted key -> value, in the order of the fields."""
+        return dict(_flatten(self.stored()))
+
+    def fingerprint(self) -> str:
+        """Hash of what determines the result; where it is stored and tracked does not."""
+        body = self.model_dump(mode="json", exclude={"out", "tracking", "resume", "predict"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A validated configuration and how it came about."""
+
+    config: BaseConfig
+    entry: registry.TaskEntry
+    sample: bool
+
+    @property
+    def origin(self) -> str:
+        """One line on preset and data, the first thing a run says."""
+        data = "the sample data set" if self.sample else f"data {self.config.data.root}"
+        return f"{self.config.task}, preset {self.config.preset}, {data}"
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section class of a field, looking through `X | None`."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def keys(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Every dotted key of a configuration class with description and default.
+
+    A key that ends in `.*` takes any key below it.
+    """
+    for name, info in config.model_fields.items():
+        inner = _section(info.annotation)
+        if inner is not None:
+            yield from keys(inner, f"{prefix}{name}.")
+            continue
+        origin = getattr(info.annotation, "__origin__", None)
+        yield (
+            f"{prefix}{name}" + (".*" if origin is dict else ""),
+            info.description or "",
+            None if info.is_required() else info.get_default(call_default_factory=True),
+        )
+
+
+def _unknown(given: Sequence[str], config: type[BaseModel]) -> dict[str, str]:
+    """A line for each dotted key that the class does not have."""
+    known = [key for key, _, _ in keys(config)]
+    exact = {k.removesuffix(".*") for k in known}
+    open_ = tuple(k[:-1] for k in known if k.endswith(".*"))
+    lines = {}
+    for key in given:
+        if key in exact or key.startswith(open_):
+            continue
+        below = sorted(k for k in exact if k.startswith(key + "."))
+        if below:
+            lines[key] = f"'{key}' is a section, not a value; its keys: {', '.join(below)}"
+            continue
+        near = difflib.get_close_matches(key, exact, n=1, cutoff=0.6) or [
+            k for k in exact if k.rpartition(".")[2] == key.rpartition(".")[2]
+        ]
+        hint = f"did you mean '{near[0]}'?" if near else "see `zoo config` for all keys"
+        lines[key] = f"unknown key '{key}'; {hint}"
+    return lines
+
+
+def parse(pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Turn `key=value` words into dotted keys and YAML values, plus a line for each wrong one."""
+    values: dict[str, Any] = {}
+    errors: list[str] = []
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not re.fullmatch(r"[A-Za-z_][\w.\-]*", key):
+            errors.append(f"'{pair}' is not of the form key=value")
+            continue
+        try:
+            values[key] = yaml.safe_load(text) if text else None
+        except yaml.YAMLError as error:
+            reason = getattr(error, "problem", None) or "unreadable"
+            errors.append(f"{key}: '{text}' is not valid YAML ({reason})")
+    return values, errors
+
+
+def _hide(node: Any) -> Any:
+    if isinstance(node, str):
+        return node.replace("${", _DOLLAR)
+    if isinstance(node, Mapping):
+        return {str(k): _hide(v) for k, v in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_hide(v) for v in node]
+    # Dates and sets are YAML types that no field takes; as text they get a proper message.
+    return node if node is None or isinstance(node, (bool, int, float)) else str(node)
+
+
+def _show(node: Any) -> Any:
+    if isinstance(node, str):
+        return node.replace(_DOLLAR, "${")
+    if isinstance(node, dict):
+        return {k: _show(v) for k, v in node.items()}
+    return [_show(v) for v in node] if isinstance(node, list) else node
+
+
+def _nest(flat: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        node: Any = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                errors.append(f"'{key}' is set although '{part}' has a value already")
+                break
+        else:
+            node[last] = value
+    return tree
+
+
+def _file(path: Any, errors: list[str]) -> dict[str, Any]:
+    if path is None:
+        return {}
+    file = Path(str(path)).expanduser()
+    try:
+        body = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        errors.append(f"config file '{file}' cannot be read ({getattr(error, 'strerror', error)})")
+        return {}
+    except yaml.YAMLError as error:
+        errors.append(f"config file '{file}' is not valid YAML ({' '.join(str(error).split())})")
+        return {}
+    if body is None:
+        return {}
+    if not isinstance(body, dict):
+        errors.append(f"config file '{file}' holds no mapping of keys to values")
+        return {}
+    return body
+
+
+def _validation_lines(error: ValidationError) -> list[str]:
+    lines = []
+    for e in error.errors():
+        key = ".".join(str(p) for p in e["loc"])
+        text = e["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        given = e.get("input")
+        shown = f"={given!r}" if isinstance(given, (str, int, float, bool)) else ""
+        lines.append(f"{key}{shown}: {text}" if key else text)
+    return lines
+
+
+def resolve(pairs: Sequence[str], base: Mapping[str, Any] | None = None) -> Resolved:
+    """Build the configuration of a run.
+
+    Args:
+        pairs: `key=value` words; `task=` is required unless `base` or `config=` has it.
+        base: Values below the file and the words, for instance those a run was trained with. A
+            base already contains its preset.
+
+    Raises:
+        ConfigError: One message that holds every error, one a line.
+    """
+    words, errors = parse(pairs)
+    file = _file(words.pop("config", None), errors)
+    given = dict(_flatten(file)) | words
+    name = given.get("task", (base or {}).get("task"))
+    if name is None:
+        errors.append(f"task=NAME is missing; tasks are: {', '.join(registry.tasks())}")
+        raise ConfigError("\n".join(errors))
+    try:
+        task, entry = registry.built(str(name))
+    except ConfigError as error:
+        raise ConfigError("\n".join([*errors, str(error)])) from None
+    kind = registry.load_object(entry.config or "", f"tasks.{task}.config")
+    wrong = _unknown(list(given), kind)
+    errors += wrong.values()
+    sample = given.get("data.root", ((base or {}).get("data") or {}).get("root")) is None
+    preset = given.get("preset") or (None if base else ("sample" if sample else "paper"))
+    layer: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in entry.presets:
+            have = ", ".join(entry.presets) or "none"
+            errors.append(f"preset={preset!r}: task '{task}' has no such preset; presets: {have}")
+        else:
+            layer = entry.presets[preset].set
+        layer = layer | {"preset": str(preset)}
+    # Wrong keys are left out and the rest validated all the same: every error is told at once.
+    right = {k: v for k, v in given.items() if k not in wrong}
+    tree = _nest(right, errors) | {"task": task}
+    merged = OmegaConf.merge(*(OmegaConf.create(_hide(x)) for x in (base or {}, layer, tree)))
+    values = _show(OmegaConf.to_container(merged, resolve=False))
+    try:
+        config = kind.model_validate(values)
+    except ValidationError as error:
+        errors += _validation_lines(error)
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return Resolved(config, entry, config.data.root is None)
+
+
+def to_yaml(config: BaseConfig) -> str:
+    """The configuration as YAML that `config=FILE` reads back to the same values."""
+    return yaml.safe_dump(config.stored(), sort_keys=False, allow_unicode=True)

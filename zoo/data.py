@@ -1,0 +1,312 @@
+"""What data adapters share: seeds, batches, splits, leakage checks, sample data sets.
+
+Chance is always derived from named numbers: the order of an epoch from (seed, epoch), an item's
+augmentation from (seed, epoch, index). Nothing depends on what was drawn before, which is what
+makes resuming in the middle of an epoch exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+
+from zoo.errors import DataError
+from zoo.task import Batch, Finding, Split
+
+# One stream a purpose, so that the order and the items of an epoch never share numbers.
+_ORDER, _ITEM, _STEP, _SPLIT = 1, 2, 3, 4
+
+
+def order_rng(seed: int, epoch: int) -> np.random.Generator:
+    """The generator that orders the items of an epoch."""
+    return np.random.default_rng([_ORDER, seed, epoch])
+
+
+def item_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator of everything random in one item of an epoch."""
+    return np.random.default_rng([_ITEM, seed, epoch, index])
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A 63-bit seed for the global generators in one training step of one process."""
+    state = np.random.SeedSequence([_STEP, seed, step, rank]).generate_state(1, np.uint64)[0]
+    return int(state) >> 1
+
+
+def split_rng(seed: int) -> np.random.Generator:
+    """The generator that divides a data set into train, val and test."""
+    return np.random.default_rng([_SPLIT, seed])
+
+
+def shuffled_batches(
+    count: int, size: int, rng: np.random.Generator, drop_last: bool = False
+) -> list[list[int]]:
+    """Indices 0..count-1 in random order, cut into batches of `size`."""
+    return ordered_batches(rng.permutation(count).tolist(), size, drop_last)
+
+
+def ordered_batches(order: Sequence[int], size: int, drop_last: bool = False) -> list[list[int]]:
+    """`order` cut into batches of `size`; the last one may be smaller or is dropped."""
+    batches = [list(order[i : i + size]) for i in range(0, len(order), size)]
+    if drop_last and len(batches) > 1 and len(batches[-1]) < size:
+        batches.pop()
+    return batches
+
+
+def fingerprint(parts: Iterable[Any]) -> str:
+    """Hash of JSON-able parts, 16 hexadecimal digits, for `Split.digest`."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()[:16]
+
+
+def plain_name(text: str, where: object) -> str:
+    """A name from an index, csv or archive, refused if it could lead out of the data folder.
+
+    Args:
+        text: The name, later joined to a folder.
+        where: File the name was read from, for the message.
+
+    Raises:
+        DataError: The name is empty or holds a path separator, `..` or a control character.
+    """
+    bad = not text or "/" in text or "\\" in text or ".." in text or not text.isprintable()
+    if bad:
+        msg = f"{where}: {text[:80]!r} is no plain name; separators and '..' are refused"
+        raise DataError(msg)
+    return text
+
+
+def read_csv(path: Path, *, header: bool = True) -> pd.DataFrame:
+    """A csv as text cells, blanks trimmed: ids keep leading zeros, empty cells are "".
+
+    Args:
+        path: The file, in UTF-8 with or without byte order mark.
+        header: Whether the first row names the columns.
+
+    Raises:
+        DataError: The file is missing, empty or no csv.
+    """
+    if not path.is_file():
+        msg = f"{path}: no such file"
+        raise DataError(msg)
+    try:
+        table = pd.read_csv(
+            path,
+            header=0 if header else None,
+            dtype=str,
+            keep_default_na=False,
+            index_col=False,
+            encoding="utf-8-sig",
+        )
+    except (OSError, UnicodeError, ValueError) as error:  # pandas' own errors are ValueErrors
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        msg = f"{path}: cannot be read as csv ({first})"
+        raise DataError(msg) from None
+    if table.empty:
+        msg = f"{path}: the table has no rows"
+        raise DataError(msg)
+    table = table.fillna("")
+    for name in table:
+        table[name] = table[name].str.strip()
+    if header:
+        table.columns = pd.Index([str(name).strip() for name in table.columns])
+    return table
+
+
+def stratified_parts(
+    labels: Sequence[int], groups: Sequence[str], fractions: Mapping[str, float], seed: int
+) -> dict[str, list[int]]:
+    """Divide items into named parts so that a group stays whole and classes stay balanced.
+
+    Groups are dealt out one by one in a seeded order, largest first within a class, each to the
+    part that is furthest below its share of that class.
+
+    Args:
+        labels: Class of each item.
+        groups: Patient (or the like) of each item.
+        fractions: Part -> share of the items; they are scaled to sum to 1.
+        seed: Seeds the order in which groups of equal size are dealt.
+
+    Returns:
+        Part -> sorted item indices; every item is in exactly one part.
+    """
+    rng = split_rng(seed)
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    names = sorted(members)
+    order = [names[i] for i in rng.permutation(len(names))]
+    order.sort(key=lambda g: -len(members[g]))
+    total = sum(fractions.values())
+    classes = sorted(set(labels))
+    want = {
+        part: {c: share / total * sum(1 for y in labels if y == c) for c in classes}
+        for part, share in fractions.items()
+    }
+    parts: dict[str, list[int]] = {part: [] for part in fractions}
+    for group in order:
+        items = members[group]
+        counts = {c: sum(1 for i in items if labels[i] == c) for c in classes}
+        part = max(
+            (p for p in fractions if fractions[p] > 0),
+            key=lambda p: sum(want[p][c] * n for c, n in counts.items()),
+        )
+        parts[part].extend(items)
+        for c, n in counts.items():
+            want[part][c] -= n
+    return {part: sorted(items) for part, items in parts.items()}
+
+
+def group_folds(
+    labels: Sequence[int], groups: Sequence[str], folds: int, seed: int
+) -> list[list[int]]:
+    """Test indices of each of `folds` folds: groups whole, classes balanced, sizes alike.
+
+    Raises:
+        DataError: There are fewer groups than folds.
+    """
+    if len(set(groups)) < folds:
+        msg = f"{len(set(groups))} patients cannot make {folds} folds; lower data.folds"
+        raise DataError(msg)
+    parts = stratified_parts(labels, groups, {str(k): 1.0 for k in range(folds)}, seed)
+    return [parts[str(k)] for k in range(folds)]
+
+
+def leakage(splits: Mapping[str, Split]) -> list[Finding]:
+    """An error for every id or group (patient, slide, identity, county) in two splits.
+
+    Test splits may share items with one another (several views of one test set), not with what
+    trained or selected the model.
+    """
+    findings = []
+    names = list(splits)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            if first.startswith("test") and second.startswith("test"):
+                continue
+            for kind in ("ids", "groups"):
+                both = set(getattr(splits[first], kind)) & set(getattr(splits[second], kind))
+                if both:
+                    shown = ", ".join(sorted(both)[:3]) + (" …" if len(both) > 3 else "")
+                    what = "items" if kind == "ids" else "groups"
+                    findings.append(
+                        Finding(
+                            "error",
+                            f"{len(both)} {what} are in both '{first}' and '{second}': {shown}",
+                            remedy="every patient must be in one split only",
+                        )
+                    )
+                    break
+    return findings
+
+
+def stop_on_errors(findings: Sequence[Finding]) -> None:
+    """Raise the errors among findings as one message.
+
+    Raises:
+        DataError: At least one finding is an error.
+    """
+    errors = [f.line() for f in findings if f.level == "error"]
+    if errors:
+        more = f"\n… and {len(errors) - 10} more; `zoo data check` lists all" * (len(errors) > 10)
+        raise DataError("\n".join(errors[:10]) + more)
+
+
+def cache_dir() -> Path:
+    """The zoo's cache: `ZOO_CACHE`, else `~/.cache/zoo` (or below `XDG_CACHE_HOME`)."""
+    own = os.environ.get("ZOO_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "zoo"
+
+
+def written_once(folder: Path, write: Callable[[Path], None]) -> Path:
+    """`folder`, written by `write` if it is not there yet; safe under several processes.
+
+    The content appears by a rename, so a folder that exists is complete.
+    """
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            try:
+                write(fresh)
+                fresh.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
+                fresh.rename(folder)
+            except BaseException:
+                shutil.rmtree(fresh, ignore_errors=True)
+                raise
+    return folder
+
+
+class ListSplit:
+    """A split whose items are a list; the base of most adapters' splits.
+
+    Args:
+        ids: Unique names.
+        groups: Patient or the like of each item.
+        digest: Fingerprint of the content.
+        batch_size: Items a batch.
+        shuffle: Random order (training) or the given one.
+        drop_last: Leave out a smaller last batch when shuffling.
+
+    Raises:
+        DataError: There is no item, or two items have one id.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        groups: Sequence[str],
+        digest: str,
+        *,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        drop_last: bool = False,
+    ) -> None:
+        if not ids:
+            msg = "a split has no items"
+            raise DataError(msg)
+        if len(set(ids)) != len(ids):
+            twice = next(i for i in ids if list(ids).count(i) > 1)
+            msg = f"'{twice}' is listed twice in one split"
+            raise DataError(msg)
+        self.ids = list(ids)
+        self.groups = list(groups)
+        self.digest = digest
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def item(self, index: int, rng: np.random.Generator) -> Batch:
+        """Read item `index`; subclasses implement it."""
+        raise NotImplementedError
+
+    def batches(self, epoch: int, rng: np.random.Generator) -> list[list[int]]:
+        """Batches of an epoch: shuffled for training, in order otherwise."""
+        if self.shuffle:
+            return shuffled_batches(len(self.ids), self.batch_size, rng, self.drop_last)
+        return ordered_batches(range(len(self.ids)), self.batch_size)
+
+    def collate(self, items: list[Batch]) -> Batch:
+        """Join items; subclasses implement it."""
+        raise NotImplementedError

@@ -1,0 +1,534 @@
+"""The training loop, on Lightning Fabric, with exact resume.
+
+An optimiser step is known by its number alone: which batches it takes follows from (seed, epoch),
+what is random in it from (seed, step, process). A run that is interrupted and resumed therefore
+does the same arithmetic as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from zoo import checkpoint
+from zoo.config import BaseConfig, TrainerConfig
+from zoo.data import order_rng, step_seed
+from zoo.errors import TrainingError, WeightsError, ZooError
+from zoo.evaluation import Outcome, evaluate
+from zoo.loader import Feed, reseed
+from zoo.progress import Pace, Reporter, clock, figures_line
+from zoo.runs import Run
+from zoo.task import Facts, Optim, Phase, Split, Task
+from zoo.tracking import Metrics, Mirror
+
+
+class Interrupted(ZooError):
+    """The run was asked to stop; it has been saved and can be resumed."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers_for(trainer: TrainerConfig) -> int:
+    """Loading processes: as set, else none on up to two cores and two on more."""
+    if trainer.workers is not None:
+        return trainer.workers
+    return 0 if cores() <= 2 else 2
+
+
+def set_threads(trainer: TrainerConfig) -> None:
+    """Threads of one operation: as set, else what workers leave of the cores."""
+    if trainer.threads is not None:
+        torch.set_num_threads(trainer.threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() - workers_for(trainer)))
+
+
+def launch(config: BaseConfig) -> Fabric:
+    """Start the processes and devices a configuration asks for.
+
+    Raises:
+        TrainingError: The machine has not got them.
+    """
+    trainer = config.trainer
+    set_threads(trainer)
+    try:
+        fabric = Fabric(
+            accelerator=trainer.accelerator, devices=trainer.devices, precision=trainer.precision
+        )
+        fabric.launch()
+    except (RuntimeError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        msg = f"trainer.accelerator={trainer.accelerator}, trainer.devices={trainer.devices}: "
+        raise TrainingError(msg + reason) from error
+    return fabric
+
+
+@dataclass
+class Position:
+    """Where a training is; all of it is stored in checkpoints.
+
+    Attributes:
+        step: Optimiser steps done.
+        epoch: Epoch under way, from 0.
+        within: Optimiser steps done in it.
+        best: Best monitored value so far.
+        best_name: Checkpoint that had it.
+        sums: Running sums of the losses of the epoch and since the last log line.
+        skipped: Broken items left out so far.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    within: int = 0
+    best: float | None = None
+    best_name: str | None = None
+    sums: dict[str, dict[str, float]] = field(default_factory=lambda: {"epoch": {}, "log": {}})
+    skipped: int = 0
+
+    def add(self, losses: Mapping[str, float]) -> None:
+        """Count the losses of one step."""
+        for sums in self.sums.values():
+            sums[""] = sums.get("", 0.0) + 1.0
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value
+
+    def take(self, which: str) -> dict[str, float]:
+        """Means since the last time, and start again."""
+        sums = self.sums[which]
+        count = sums.pop("", 0.0)
+        means = {k: v / count for k, v in sums.items()} if count else {}
+        self.sums[which] = {}
+        return means
+
+
+class Trainer:
+    """Trains one model in one run folder.
+
+    Args:
+        task: The contract's implementation.
+        fabric: Launched devices.
+        splits: `train` and optionally `val`.
+        facts: What `Task.fit` learnt.
+        reporter: Tells the person in front of it.
+    """
+
+    run: Run
+
+    def __init__(
+        self,
+        task: Task[Any],
+        fabric: Fabric,
+        splits: Mapping[str, Split],
+        facts: Facts,
+        reporter: Reporter,
+    ) -> None:
+        self.task, self.fabric, self.splits, self.facts = task, fabric, splits, facts
+        self.reporter = reporter
+        self.metrics: Metrics | None = None
+        self.mirror: Mirror | None = None
+        self.config: BaseConfig = task.config
+        self.trainer = self.config.trainer
+        self.at = Position()
+        reseed(self.config.seed)
+        plain = task.model(facts)
+        self.trainable = {n: p.requires_grad for n, p in plain.named_parameters()}
+        self.model = fabric.setup_module(plain)
+        self.optims = {k: self._ready(o) for k, o in task.optimisers(plain).items()}
+        self.phase: Phase | None = None
+        self._asked: int | None = None
+        self._saved_at = (0, time.monotonic())
+
+    def _ready(self, optim: Optim) -> Optim:
+        for group in optim.optimiser.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        wrapped = self.fabric.setup_optimizers(optim.optimiser)
+        return Optim(cast("torch.optim.Optimizer", wrapped), optim.factor, optim.grad_scale)
+
+    # -- state ----------------------------------------------------------------------------------
+
+    def attach(self, run: Run, metrics: Metrics | None, mirror: Mirror | None) -> None:
+        """Say where the run writes: its folder, its metrics file and its MLflow thread."""
+        self.run, self.metrics, self.mirror = run, metrics, mirror
+
+    def restore(self, found: checkpoint.Checkpoint) -> None:
+        """Continue from a checkpoint."""
+        load_weights(self.model, found)
+        state = found.state
+        for name, optim in self.optims.items():
+            optim.optimiser.load_state_dict(state["optimisers"][name])
+        self.fabric.strategy.precision.load_state_dict(state.get("precision", {}))
+        self.at = Position(**state["position"])
+        self._saved_at = (self.at.step, time.monotonic())
+
+    def save(self) -> str:
+        """Write a checkpoint of this moment and return its name."""
+        name = f"step-{self.at.step:08d}"
+        if self.fabric.is_global_zero:
+            state = {
+                "optimisers": {k: o.optimiser.state_dict() for k, o in self.optims.items()},
+                "precision": self.fabric.strategy.precision.state_dict(),
+                "position": dict(vars(self.at)),
+            }
+            meta = {
+                "task": self.config.task,
+                "epoch": self.at.epoch,
+                "config": self.config.stored(),
+                "facts": self.facts,
+            }
+            folder = self.run.checkpoints
+            checkpoint.save(folder, self.at.step, self.model.state_dict(), state, meta)
+            checkpoint.mark(folder, last=name, best=self.at.best_name)
+            checkpoint.prune(folder, self.trainer.keep_last, self.at.best_name)
+        self.fabric.barrier()
+        self._saved_at = (self.at.step, time.monotonic())
+        return name
+
+    def _due(self) -> bool:
+        every = self.trainer.checkpoint_every
+        if every is None:
+            return False
+        step, when = self._saved_at
+        if every.endswith("m"):
+            return time.monotonic() - when >= 60 * float(every[:-1])
+        return self.at.step - step >= int(every)
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train until the last epoch or step.
+
+        Raises:
+            TrainingError: The loss or a gradient is not finite.
+            Interrupted: SIGTERM or Ctrl-C came; the state has been saved.
+        """
+        with _Signals(self):
+            while self.at.epoch < self.trainer.epochs and not self._enough():
+                self._epoch()
+        self.reporter.end()
+
+    def _enough(self) -> bool:
+        return self.trainer.max_steps is not None and self.at.step >= self.trainer.max_steps
+
+    def _epoch(self) -> None:
+        train = self.splits["train"]
+        batches = train.batches(self.at.epoch, order_rng(self.config.seed, self.at.epoch))
+        if not batches:
+            msg = "the training split made no batch; lower trainer.batch_size"
+            raise TrainingError(msg)
+        size = self.trainer.accumulate * self.fabric.world_size
+        groups = [batches[i : i + size] for i in range(0, len(batches), size)]
+        left = self.trainer.epochs * len(groups) - self.at.step
+        title = f"epoch {self.at.epoch + 1}/{self.trainer.epochs}"
+        self.reporter.begin(title, len(groups), self.at.within)
+        feed = self._feed(train, groups[self.at.within :])
+        pace = Pace()
+        for losses, items, waited in self._steps(feed, groups):
+            pace.add(items, waited)
+            self._after_step(losses, pace, len(groups), left)
+            if self._enough():
+                break
+            if self.at.within < len(groups) and (self._asked is not None or self._due()):
+                self.save()
+                self._stop_if_asked()
+        self.at.skipped += len(feed.skipped)
+        self._end_of_epoch(pace)
+
+    def _feed(self, train: Split, groups: Sequence[Sequence[list[int]]]) -> Feed:
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        mine = []
+        for group in groups:
+            # A short last group is filled up with its first batch, whose weight is then zero.
+            full = list(group) + [group[0]] * (-len(group) % world)
+            mine += full[rank::world]
+        return Feed(
+            train,
+            mine,
+            seed=self.config.seed,
+            epoch=self.at.epoch,
+            workers=workers_for(self.trainer),
+            on_error=self.config.data.on_error,
+            pin=self.fabric.device.type == "cuda",
+        )
+
+    def _steps(self, feed: Feed, groups: Sequence[Sequence[list[int]]]) -> Any:
+        """Do the steps of an epoch; yields losses, items and seconds waited of each."""
+        stream = iter(feed)
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        for group in groups[self.at.within :]:
+            self._enter(self.task.phase(self.at.epoch, self.at.within))
+            micro = math.ceil(len(group) / world)
+            losses: dict[str, float] = {}
+            items, waited = 0, 0.0
+            for turn in range(micro):
+                begun = time.perf_counter()
+                names, batch = next(stream)
+                waited += time.perf_counter() - begun
+                real = turn * world + rank < len(group)
+                if batch is None:
+                    if world > 1:
+                        msg = "a whole batch is broken, which several processes cannot skip"
+                        raise TrainingError(msg)
+                    continue
+                weight = world / len(group) if real else 0.0
+                parts = self._backward(batch, names, turn, weight, turn == micro - 1)
+                items += len(names) if real else 0
+                for name, value in parts.items():
+                    losses[name] = losses.get(name, 0.0) + value * weight / world
+            if items:
+                self._update(len(groups))
+            self.at.step += 1
+            self.at.within += 1
+            yield losses, items, waited
+
+    def _backward(
+        self, batch: Any, names: list[str], turn: int, weight: float, last: bool
+    ) -> dict[str, float]:
+        seed = step_seed(
+            self.config.seed,
+            self.at.step * self.trainer.accumulate + turn,
+            self.fabric.global_rank,
+        )
+        reseed(seed)
+        # A different stream from the global one, though it comes from the same number.
+        rng = torch.Generator(device=self.fabric.device).manual_seed(seed ^ 0x5DEECE66D)
+        with self.fabric.no_backward_sync(self.model, enabled=not last):
+            parts = self.task.loss(self.model, self.fabric.to_device(batch), rng)
+            loss = parts["loss"]
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(self._not_finite(f"the loss is {value}", names))
+            if loss.requires_grad:
+                self.fabric.backward(loss * weight)
+        return {k: float(v.detach()) for k, v in parts.items()}
+
+    def _update(self, steps: int) -> None:
+        stepping = self.phase.step if self.phase else tuple(self.optims)
+        if self.trainer.clip_norm or self.trainer.clip_value:
+            for name in stepping:
+                self._clip(self.optims[name].optimiser)
+        for name in stepping:
+            optim = self.optims[name]
+            factor = optim.factor(self.at.epoch, self.at.within, steps)
+            for group in optim.optimiser.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+                if optim.grad_scale != 1.0:
+                    for p in group["params"]:
+                        if p.grad is not None:
+                            p.grad.mul_(optim.grad_scale)
+            optim.optimiser.step()
+        for optim in self.optims.values():
+            optim.optimiser.zero_grad(set_to_none=True)
+
+    def _clip(self, optimiser: Any) -> None:
+        try:
+            if self.trainer.clip_norm:
+                self.fabric.clip_gradients(self.model, optimiser, max_norm=self.trainer.clip_norm)
+            if self.trainer.clip_value:
+                self.fabric.clip_gradients(self.model, optimiser, clip_val=self.trainer.clip_value)
+        except RuntimeError as error:
+            if "non-finite" not in str(error):
+                raise
+            raise TrainingError(self._not_finite("a gradient is not finite", [])) from error
+
+    def _enter(self, phase: Phase | None) -> None:
+        """Set gradients and modes to what the phase says."""
+        self.model.train()
+        for prefix in phase.still if phase else ():
+            self.model.module.get_submodule(prefix).eval()
+        if phase == self.phase:
+            return
+        frozen = phase.frozen if phase else ()
+        for name, parameter in self.model.module.named_parameters():
+            inside = any(name == f or name.startswith(f + ".") for f in frozen)
+            parameter.requires_grad_(self.trainable[name] and not inside)
+        self.phase = phase
+
+    # -- what happens around steps ---------------------------------------------------------------
+
+    def _after_step(self, losses: Mapping[str, float], pace: Pace, steps: int, left: int) -> None:
+        at = self.at
+        at.add(losses)
+        if at.step % self.trainer.log_every == 0:
+            rates = {
+                "train/lr" + (f"_{k}" if len(self.optims) > 1 else ""): o.optimiser.param_groups[0][
+                    "lr"
+                ]
+                for k, o in self.optims.items()
+            }
+            self.log({f"train/{k}": v for k, v in at.take("log").items()} | rates)
+        note = f"loss {losses.get('loss', math.nan):.4f}  {pace.items / pace.seconds:.3g} samples/s"
+        self.reporter.step(at.within, note, pace.left(max(0, left - pace.steps)))
+
+    def _end_of_epoch(self, pace: Pace) -> None:
+        at = self.at
+        ended = at.epoch + 1
+        means = {f"train/epoch_{k}": v for k, v in at.take("epoch").items()}
+        self.log(means | {"train/epoch": ended} | pace.summary())
+        last = ended == self.trainer.epochs or self._enough()
+        outcome = None
+        if "val" in self.splits and (ended % self.trainer.eval_every == 0 or last):
+            outcome = self._validate()
+        better = outcome is not None and self._is_best(outcome)
+        at.epoch, at.within = ended, 0
+        if better:
+            at.best_name = f"step-{at.step:08d}"
+        if (
+            better
+            or last
+            or self.trainer.checkpoint_every is None
+            or self._due()
+            or self._asked is not None
+        ):
+            self.save()
+        self._line(ended, means, outcome, pace)
+        self._stop_if_asked()
+
+    def _validate(self) -> Outcome:
+        outcome = evaluate(
+            self.fabric,
+            self.task,
+            self.model,
+            self.splits["val"],
+            self.facts,
+            workers=workers_for(self.trainer),
+        )
+        self.log({f"val/{k}": v for k, v in outcome.metrics.items()})
+        return outcome
+
+    def _is_best(self, outcome: Outcome) -> bool:
+        chosen = self.task.selection()
+        if chosen is None:
+            return False
+        name, direction = chosen
+        if name not in outcome.metrics:
+            msg = f"the monitor '{name}' is not among the metrics: {', '.join(outcome.metrics)}"
+            raise TrainingError(msg)
+        value = outcome.metrics[name]
+        if math.isnan(value):
+            return False
+        sign = 1.0 if direction == "max" else -1.0
+        if self.at.best is not None and sign * value <= sign * self.at.best:
+            return False
+        self.at.best = value
+        return True
+
+    def _line(
+        self, ended: int, means: Mapping[str, float], outcome: Outcome | None, pace: Pace
+    ) -> None:
+        words = [f"epoch {ended}/{self.trainer.epochs}", f"step {self.at.step}"]
+        words.append(f"loss {means.get('train/epoch_loss', math.nan):.4f}")
+        if outcome is not None:
+            words.append("val " + figures_line(_few(outcome.metrics)))
+        summary = pace.summary()
+        words.append(f"{summary['time/samples_per_second']:.3g} samples/s")
+        words.append(f"data {summary['time/data_wait_share']:.0%}")
+        if pace.steps:
+            rest = (self.trainer.epochs - ended) * pace.seconds
+            words.append(f"{clock(rest)} left")
+        if self.at.best_name == f"step-{self.at.step:08d}":
+            words.append("(best)")
+        self.reporter.say("  ".join(words))
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Record metrics at the current step."""
+        if self.metrics is not None:
+            self.metrics.log(self.at.step, values)
+        if self.mirror is not None:
+            self.mirror.poke()
+
+    def _not_finite(self, what: str, names: list[str]) -> str:
+        good = checkpoint.newest_name(self.run.checkpoints)
+        items = f", items {', '.join(names[:8])}" if names else ""
+        kept = f"last good checkpoint {good}" if good else "there is no checkpoint yet"
+        return (
+            f"{what} in step {self.at.step + 1} (epoch {self.at.epoch + 1}{items}); {kept}; "
+            "lower the learning rate or look at these items"
+        )
+
+    def ask(self, number: int) -> None:
+        """Stop after the current step because of signal `number`."""
+        self._asked = number
+
+    def _stop_if_asked(self) -> None:
+        if self._asked is not None:
+            msg = f"interrupted after step {self.at.step}; continue with resume={self.run.path}"
+            raise Interrupted(msg, self._asked)
+
+
+def _few(metrics: Mapping[str, float], most: int = 4) -> dict[str, float]:
+    return dict(list(metrics.items())[:most])
+
+
+def load_weights(model: nn.Module, found: checkpoint.Checkpoint) -> None:
+    """Put a checkpoint's weights into a model.
+
+    Raises:
+        WeightsError: Keys or shapes do not fit; the message names some.
+    """
+    own = model.state_dict()
+    missing = sorted(set(own) - set(found.model))
+    extra = sorted(set(found.model) - set(own))
+    shapes = [
+        f"{k} is {tuple(v.shape)}, not {tuple(own[k].shape)}"
+        for k, v in found.model.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    if missing or extra or shapes:
+        parts = [
+            f"missing {', '.join(missing[:3])}" if missing else "",
+            f"unknown {', '.join(extra[:3])}" if extra else "",
+            "; ".join(shapes[:3]),
+        ]
+        msg = f"{found.path} does not fit the model: " + "; ".join(p for p in parts if p)
+        raise WeightsError(msg)
+    model.load_state_dict(found.model)
+
+
+class _Signals:
+    """Turns SIGTERM and the first Ctrl-C into a request to stop after the step."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.trainer._asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.trainer.ask(number)
+
+
+def parameters_of(model: nn.Module) -> dict[str, int]:
+    """Parameter counts of a model: all, and those with gradient."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {
+        "parameters": int(np.sum([n for n, _ in sizes])),
+        "trainable": int(np.sum([n for n, g in sizes if g])),
+    }

@@ -1,0 +1,205 @@
+"""Runs a model over a split and keeps what came out: records, metrics, figures, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from zoo import files
+from zoo.data import order_rng, step_seed
+from zoo.errors import DataError
+from zoo.loader import Feed, reseed
+from zoo.task import Facts, Metrics, Record, Split, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightning_fabric import Fabric
+
+
+@dataclass
+class Outcome:
+    """What evaluating a split gave.
+
+    Attributes:
+        records: One a unit of evaluation, in the order of the split.
+        metrics: Scores of the whole split.
+        files: Dense outputs that were written.
+        skipped: One line for each broken item left out.
+    """
+
+    records: list[Record]
+    metrics: Metrics
+    files: list[Path] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def collect(
+    fabric: Fabric,
+    task: Task[Any],
+    model: nn.Module,
+    split: Split,
+    *,
+    out: Path | None = None,
+    workers: int = 0,
+    tick: Callable[[int], None] | None = None,
+) -> tuple[list[Record], list[Path], list[str]]:
+    """Records of every item of a split, each unit once, on every process.
+
+    Args:
+        fabric: Launched devices.
+        task: Gives records from batches.
+        model: In whatever mode; it is left in eval mode.
+        split: What to predict.
+        out: Folder for dense outputs; none are written without it.
+        workers: Loading processes.
+        tick: Called with the number of items after each batch.
+    """
+    seed = task.config.seed
+    batches = split.batches(0, order_rng(seed, 0))
+    feed = Feed(
+        split,
+        batches[fabric.global_rank :: fabric.world_size],
+        seed=seed,
+        epoch=0,
+        workers=workers,
+        on_error=task.config.data.on_error,
+    )
+    records: list[Record] = []
+    written: list[Path] = []
+    model.eval()
+    with torch.no_grad():
+        for names, batch in feed:
+            if batch is None:
+                continue
+            reseed(step_seed(seed, 0, 0))
+            made = task.records(model, fabric.to_device(batch))
+            records.extend(made)
+            if out is not None:
+                for record in made:
+                    written.extend(record.write(out) if record.write else [])
+            if tick:
+                tick(len(names))
+    skipped = feed.skipped
+    if fabric.world_size > 1:
+        records, written, skipped = _gathered(fabric, records, written, skipped)
+    place = {name: i for i, name in enumerate(split.ids)}
+    unique = {r.id: r for r in records}
+    ordered = sorted(unique.values(), key=lambda r: (place.get(r.id, len(place)), r.id))
+    return ordered, written, skipped
+
+
+def _gathered(
+    fabric: Fabric, records: list[Record], written: list[Path], skipped: list[str]
+) -> tuple[list[Record], list[Path], list[str]]:
+    mine = ([Record(r.id, r.group, r.values) for r in records], written, skipped)
+    every: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(every, mine)
+    return (
+        [r for part in every for r in part[0]],
+        [p for part in every for p in part[1]],
+        [s for part in every for s in part[2]],
+    )
+
+
+def evaluate(
+    fabric: Fabric,
+    task: Task[Any],
+    model: nn.Module,
+    split: Split,
+    facts: Facts,
+    **options: Any,
+) -> Outcome:
+    """`collect` and score a split.
+
+    Raises:
+        DataError: No item could be read.
+    """
+    records, written, skipped = collect(fabric, task, model, split, **options)
+    if not records:
+        msg = "nothing could be evaluated: " + (skipped[0] if skipped else "the split is empty")
+        raise DataError(msg)
+    return Outcome(records, task.score(records, facts), written, skipped)
+
+
+def save_records(path: Path, records: Sequence[Record]) -> None:
+    """Store records (without their dense outputs) as one npz file that needs no pickle."""
+    body: dict[str, np.ndarray] = {
+        "ids": np.array([r.id for r in records], dtype=np.str_),
+        "groups": np.array([r.group for r in records], dtype=np.str_),
+    }
+    names = sorted({k for r in records for k in r.values})
+    stacked = []
+    for name in names:
+        have = [np.asarray(r.values[name]) for r in records if name in r.values]
+        alike = len(have) == len(records) and len({(a.shape, a.dtype.str) for a in have}) == 1
+        if alike:
+            body[f"all/{name}"] = np.stack(have)
+            stacked.append(name)
+            continue
+        for i, record in enumerate(records):
+            if name in record.values:
+                body[f"one/{i}/{name}"] = np.asarray(record.values[name])
+    files.write_whole(path, lambda p: np.savez_compressed(p, allow_pickle=False, **body))
+
+
+def load_records(path: Path) -> list[Record]:
+    """Read what `save_records` wrote."""
+    with np.load(path, allow_pickle=False) as body:
+        values: list[dict[str, np.ndarray]] = [{} for _ in body["ids"]]
+        for key in body.files:
+            kind, _, rest = key.partition("/")
+            if kind == "all":
+                array = body[key]
+                for i, row in enumerate(values):
+                    row[rest] = array[i]
+            elif kind == "one":
+                index, _, name = rest.partition("/")
+                values[int(index)][name] = body[key]
+        ids, groups = body["ids"], body["groups"]
+    return [Record(str(i), str(g), v) for i, g, v in zip(ids, groups, values, strict=True)]
+
+
+def write_predictions(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
+    """Write prediction rows as predictions.csv and predictions.json."""
+    import pandas as pd
+
+    table = folder / "predictions.csv"
+    files.write_whole(table, lambda p: pd.DataFrame(list(rows)).to_csv(p, index=False))
+    as_json = folder / "predictions.json"
+    files.write_text(as_json, json.dumps(list(rows), indent=1, default=_plain) + "\n")
+    return [table, as_json]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return str(value)
+
+
+def save_figures(
+    folder: Path, task: Task[Any], name: str, records: Sequence[Record], facts: Facts
+) -> list[Path]:
+    """Draw a split's figures as `<split>_<name>.png`; returns the files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    made = []
+    for title, figure in task.figures(records, facts):
+        path = folder / f"{name}_{title}.png"
+        files.write_whole(path, partial(figure.savefig, dpi=110, bbox_inches="tight"))
+        plt.close(figure)
+        made.append(path)
+    return made

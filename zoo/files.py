@@ -1,0 +1,93 @@
+"""Writing files so that they are whole or not there: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ZooError
+
+
+def sync(path: Path) -> None:
+    """Force a file's or folder's content to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_bytes(path: Path, body: bytes) -> None:
+    """Replace `path` by `body` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by UTF-8 `text` in one step."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as indented JSON in one step."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file that then takes `path`'s place.
+
+    For libraries (h5py, matplotlib, pandas) that insist on opening a path themselves. The
+    temporary name keeps the suffix, by which they choose a format.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(fd)
+    fresh = Path(name)
+    try:
+        write(fresh)
+        sync(fresh)
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def need_space(folder: Path, size: int) -> None:
+    """Make sure that `size` bytes fit below `folder`.
+
+    Raises:
+        ZooError: They do not; nothing has been written.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        msg = (
+            f"{folder}: {size / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free; "
+            "make room and resume"
+        )
+        raise ZooError(msg)

@@ -1,0 +1,116 @@
+"""Feeds batches of a split to the loop, from this process or from workers.
+
+A batch is named by (epoch, indices), and each item gets a generator of its own, so the order in
+which workers finish, their number, and where an epoch was interrupted change nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from zoo.data import item_rng
+from zoo.errors import DataError, ZooError
+from zoo.task import Batch, Split
+
+
+def reseed(seed: int) -> None:
+    """Seed every global generator: Python's, NumPy's and torch's."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class _Items(Dataset[Any]):
+    def __init__(self, split: Split, seed: int, epoch: int, on_error: str) -> None:
+        self.split, self.seed, self.epoch, self.on_error = split, seed, epoch, on_error
+
+    def __getitem__(self, index: int) -> tuple[int, Batch | None, str]:
+        rng = item_rng(self.seed, self.epoch, index)
+        name = self.split.ids[index]
+        # Libraries that draw from global generators get numbers of this item, whoever reads it.
+        reseed(int(rng.integers(2**63)))
+        try:
+            return index, self.split.item(index, rng), ""
+        except (ZooError, OSError, ValueError) as error:
+            line = " ".join(str(error).split())
+            if name not in line:
+                line = f"'{name}': {line}"
+            if self.on_error == "skip":
+                return index, None, line
+            raise DataError(line) from error
+
+
+class _Join:
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __call__(
+        self, items: list[tuple[int, Batch | None, str]]
+    ) -> tuple[list[str], Batch | None, list[str]]:
+        good = [(i, item) for i, item, _ in items if item is not None]
+        broken = [line for _, _, line in items if line]
+        names = [self.split.ids[i] for i, _ in good]
+        return names, self.split.collate([item for _, item in good]) if good else None, broken
+
+
+class Feed:
+    """Batches of one epoch, in the order given.
+
+    Args:
+        split: Where items come from.
+        batches: Item indices of each batch.
+        seed: The run's seed.
+        epoch: Seeds the items together with `seed`.
+        workers: Loading processes; 0 loads in this one.
+        on_error: `raise` stops at a broken item, `skip` leaves it out and counts it.
+
+    Attributes:
+        skipped: One line for each item that was left out.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batches: Sequence[Sequence[int]],
+        *,
+        seed: int,
+        epoch: int,
+        workers: int = 0,
+        on_error: Literal["raise", "skip"] = "raise",
+        pin: bool = False,
+    ) -> None:
+        self.skipped: list[str] = []
+        self._count = len(batches)
+        self._loader: DataLoader[Any] = DataLoader(
+            _Items(split, seed, epoch, on_error),
+            batch_sampler=[list(b) for b in batches],
+            collate_fn=_Join(split),
+            num_workers=workers,
+            pin_memory=pin,
+            # The loader draws a base seed for its workers from the global generator.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[list[str], Batch | None]]:
+        try:
+            for names, batch, broken in self._loader:
+                self.skipped.extend(broken)
+                yield names, batch
+        except DataError as error:
+            # Workers hand errors over with their traceback as text; only the line is for users.
+            raise DataError(_last_line(str(error))) from error
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    last = lines[-1] if lines else text
+    return last.partition("DataError: ")[2] or last

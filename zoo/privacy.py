@@ -1,0 +1,22 @@
+"""What must not leave the run folder: credentials in addresses, names of patients."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from urllib.parse import urlsplit, urlunsplit
+
+
+def without_credentials(url: str) -> str:
+    """`url` without user name, password and token-like query values."""
+    if "://" not in url:
+        return re.sub(r"^[^@/\\]+@", "", url)  # scp-like git remotes: user@host:path
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    query = re.sub(r"(?i)((?:token|key|secret|password|sig)[^=&]*)=[^&]*", r"\1=***", parts.query)
+    return urlunsplit(parts._replace(netloc=host, query=query))
+
+
+def alias(name: str) -> str:
+    """A short stable stand-in for a patient or slide name in reports and tracking."""
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
