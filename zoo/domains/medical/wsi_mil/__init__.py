@@ -1,0 +1,1 @@
+"""Whole-slide multiple-instance learning: ACMIL and its baselines."""

@@ -1,0 +1,170 @@
+"""Pictures of a split: ROC, confusion matrix, attention concentration, attention over the slide.
+
+Slides are named by a short alias, since file names often hold patient names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.metrics import roc_curve
+
+from zoo.domains.medical.wsi_mil.metrics import binary_auc, confusion_matrix
+from zoo.privacy import alias
+from zoo.task import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
+    from matplotlib.figure import Figure
+
+_MOST_SLIDES = 6
+_COLOURS = ("#1f5fa8", "#d1661b", "#3a8f4f", "#8a4fa3", "#a3303b", "#6b6f76", "#b59410")
+
+
+def all_figures(records: Sequence[Record], classes: Sequence[str]) -> Iterator[tuple[str, Figure]]:
+    """Every picture that the records allow, with its name."""
+    labels = np.array([int(r.values["label"]) for r in records])
+    if (labels >= 0).all():
+        probabilities = np.stack([r.values["probabilities"] for r in records])
+        yield "roc", roc(labels, probabilities, classes)
+        yield "confusion", confusion(labels, probabilities, classes)
+    yield "attention_concentration", concentration(records, classes)
+    spatial = [r for r in records if "coords" in r.values and int(r.values["instances"]) > 1]
+    if spatial:
+        yield "attention_over_coords", over_coords(spatial, classes)
+
+
+def _blank(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def roc(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> Figure:
+    """ROC curves, one class against the rest; for two classes the second one's only."""
+    figure, axes = _blank(4.4, 4.2)
+    shown = [1] if len(classes) == 2 else range(len(classes))
+    for c in shown:
+        positive = labels == c
+        if positive.all() or not positive.any():
+            continue
+        false, true, _ = roc_curve(positive, probabilities[:, c])
+        area = binary_auc(positive, probabilities[:, c])
+        colour = _COLOURS[c % len(_COLOURS)]
+        axes.plot(false, true, color=colour, label=f"{classes[c]}, AUC {area:.3f}")
+    axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.set_title(f"ROC, {len(labels)} slides", fontsize=11)
+    axes.legend(loc="lower right", fontsize=9, frameon=False)
+    return figure
+
+
+def confusion(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Counts of true (rows) against predicted classes (columns), shaded by share of the row."""
+    counts = confusion_matrix(labels, probabilities.argmax(1), len(classes))
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure, axes = _blank(1.6 + 0.9 * len(classes), 1.4 + 0.8 * len(classes))
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for i in range(len(classes)):
+        for j in range(len(classes)):
+            colour = "white" if share[i, j] > 0.55 else "black"
+            axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour)
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, [_short(c) for c in classes], rotation=30, ha="right", fontsize=9)
+    axes.set_yticks(ticks, [_short(c) for c in classes], fontsize=9)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title("slides", fontsize=11)
+    return figure
+
+
+def _short(text: str, most: int = 18) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def concentration(records: Sequence[Record], classes: Sequence[str]) -> Figure:
+    """How many instances hold 90 % of the attention, against the size of the bag."""
+    figure, axes = _blank(4.8, 4.0)
+    sizes = np.array([int(r.values["instances"]) for r in records])
+    held = np.array([int(r.values["hold_90"]) for r in records])
+    labels = np.array([int(r.values["label"]) for r in records])
+    for c in np.unique(labels):
+        mine = labels == c
+        name = classes[c] if c >= 0 else "unknown"
+        axes.scatter(
+            sizes[mine], held[mine], s=16, alpha=0.7, color=_COLOURS[c % len(_COLOURS)], label=name
+        )
+    top = max(int(sizes.max()), 2)
+    axes.plot([1, top], [0.9, 0.9 * top], color="#999999", lw=0.8, ls="--", label="even attention")
+    axes.set(xscale="log", yscale="log", xlabel="instances in the bag")
+    axes.set_ylabel("instances that hold 90 % of the attention")
+    axes.set_title(f"attention concentration, median {np.median(held / sizes):.1%}", fontsize=11)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def over_coords(records: Sequence[Record], classes: Sequence[str]) -> Figure:
+    """Attention of each tile at its place on the slide, for a few slides of every class.
+
+    Coloured by rank within the slide, since the values of a concentrated slide differ by orders
+    of magnitude.
+    """
+    from matplotlib.figure import Figure
+
+    chosen = _representative(records)
+    columns = min(3, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    drawn = None
+    for axes, record in zip(grid.flat, chosen, strict=False):
+        drawn = _tiles(axes, record, classes)
+    for axes in list(grid.flat)[len(chosen) :]:
+        axes.set_visible(False)
+    if drawn is not None:
+        figure.colorbar(
+            drawn, ax=list(grid.flat), label="rank of attention in the slide (1: highest)"
+        )
+    return figure
+
+
+def _tiles(axes: Axes, record: Record, classes: Sequence[str]) -> PathCollection:
+    weights = record.values["attention"]
+    order = weights.argsort()
+    rank = np.empty(len(weights))
+    rank[order] = np.linspace(0, 1, len(weights))
+    x, y = record.values["coords"][order].T
+    size = float(np.clip(9000 / max(len(weights), 1), 2, 60))
+    drawn = axes.scatter(x, y, c=rank[order], s=size, marker="s", cmap="viridis", lw=0)
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    label = int(record.values["label"])
+    truth = f"true {_short(classes[label])}\n" if label >= 0 else ""
+    guess = int(record.values["probabilities"].argmax())
+    share = float(record.values["probabilities"][guess])
+    title = f"slide {alias(record.id)}, {len(weights)} tiles\n{truth}"
+    axes.set_title(f"{title}predicted {_short(classes[guess])} {share:.2f}", fontsize=8)
+    return drawn
+
+
+def _representative(records: Sequence[Record]) -> list[Record]:
+    """A few slides, the classes in turn, the middling sizes first."""
+    sizes = np.array([int(r.values["instances"]) for r in records])
+    middle = np.median(sizes)
+    queues: dict[int, list[Record]] = {}
+    for i in np.argsort(np.abs(np.log(sizes / middle)), kind="stable"):
+        queues.setdefault(int(records[i].values["label"]), []).append(records[i])
+    chosen: list[Record] = []
+    while len(chosen) < _MOST_SLIDES and any(queues.values()):
+        for label in sorted(queues):
+            if queues[label] and len(chosen) < _MOST_SLIDES:
+                chosen.append(queues[label].pop(0))
+    return chosen

@@ -1,0 +1,60 @@
+"""The module that owns the parameters of gated attention pooling."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from zoo.kernels._ragged import Pooled
+from zoo.kernels.gated_attention_pool.reference import gated_attention_pool, gated_logits
+
+
+class GatedAttentionPool(nn.Module):
+    """Pools bags of instances into K vectors each by gated attention.
+
+    The parameters are three Linear layers: `value` and `gate` (D -> A) and `score` (A -> K).
+
+    Args:
+        dim: Width D of an instance.
+        attn_dim: Width A of the scorer.
+        branches: Number K of attention distributions, each with its own pooled vector.
+
+    Raises:
+        ValueError: A size is below 1.
+    """
+
+    def __init__(self, dim: int, attn_dim: int = 128, branches: int = 1) -> None:
+        super().__init__()
+        if min(dim, attn_dim, branches) < 1:
+            msg = f"sizes must be positive, got {dim=}, {attn_dim=}, {branches=}"
+            raise ValueError(msg)
+        self.value = nn.Linear(dim, attn_dim)
+        self.gate = nn.Linear(dim, attn_dim)
+        self.score = nn.Linear(attn_dim, branches)
+
+    def gated_logits(self, x: Tensor) -> Tensor:
+        """Attention logits (N, K), float32, of instances x (N, D)."""
+        return gated_logits(x, *self._weights())
+
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor | None = None, mask: Tensor | None = None
+    ) -> Pooled:
+        """Pools every bag.
+
+        To choose the mask by the logits, call `gated_logits` and `softmax_pool` one by one.
+
+        Args:
+            x: (N, D) instances of packed bags.
+            cu_seqlens: (B + 1,) integer bounds of the bags; None: one bag.
+            mask: (N, K) bool, True where a branch must not look at an instance.
+
+        Returns:
+            pooled (B, K, D), logits (N, K) after masking, lse (B, K).
+
+        Raises:
+            ValueError: Shapes do not fit, or the bounds are wrong.
+        """
+        return gated_attention_pool(x, *self._weights(), cu_seqlens, mask)
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        value, gate, score = self.value, self.gate, self.score
+        return value.weight, value.bias, gate.weight, gate.bias, score.weight, score.bias

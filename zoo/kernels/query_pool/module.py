@@ -1,0 +1,138 @@
+"""The module that owns the projections of few-query attention."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from zoo.kernels._ragged import full_precision, mask_logits, softmax_pool
+from zoo.kernels.query_pool.reference import absorb_queries, project_values, query_logits
+
+
+class QueryPooled(NamedTuple):
+    """What `QueryPool` returns.
+
+    Attributes:
+        features: (B, Q, query_dim) attended values after the output projection.
+        logits: (N, H * Q) or (B, N, H * Q) logits after masking; column h * Q + q is head h of
+            query q. float32 (float64 for float64 tokens).
+        lse: (B, H * Q) log of the sum of exp(logits), without gradient; -inf for an empty bag.
+    """
+
+    features: Tensor
+    logits: Tensor
+    lse: Tensor
+
+
+class QueryPool(nn.Module):
+    """Multi-head attention of few queries to many tokens, by absorbed projections.
+
+    No keys and no values of all tokens exist at any time. The parameters are the Linear layers
+    `query` (query_dim -> I), `key`, `value` (C -> I), `out` (I -> query_dim) and, if asked for,
+    the LayerNorm `key_norm` over the tokens that only the keys see.
+
+    Args:
+        dim: Width C of the tokens.
+        heads: Number H of heads.
+        inner: Width I of the projections; None: C. H must divide it.
+        query_dim: Width of the queries and of the output; None: C.
+        bias: Whether `query`, `key` and `value` have biases.
+        out_bias: Whether `out` has one.
+        key_norm: Whether keys are made of LayerNorm(tokens), values of the tokens themselves.
+        norm_eps: Epsilon of that LayerNorm.
+
+    Raises:
+        ValueError: A size is below 1, or the heads do not divide `inner`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        inner: int | None = None,
+        query_dim: int | None = None,
+        bias: bool = True,
+        out_bias: bool = True,
+        key_norm: bool = False,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        inner = dim if inner is None else inner
+        query_dim = dim if query_dim is None else query_dim
+        if min(dim, heads, inner, query_dim) < 1 or inner % heads:
+            msg = f"heads must divide the projected width, all positive, got {inner=}, {heads=}"
+            raise ValueError(msg)
+        self.heads = heads
+        self.query = nn.Linear(query_dim, inner, bias=bias)
+        self.key = nn.Linear(dim, inner, bias=bias)
+        self.value = nn.Linear(dim, inner, bias=bias)
+        self.out = nn.Linear(inner, query_dim, bias=out_bias)
+        self.key_norm = nn.LayerNorm(dim, eps=norm_eps) if key_norm else None
+
+    def absorb(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (..., Q, query_dim) as vectors (..., H * Q, C) and offsets (..., H * Q).
+
+        Concatenate those of several pools over the same tokens to score them in one product.
+        """
+        with full_precision(queries):
+            return absorb_queries(self.query(queries), self.key.weight, self.key.bias, self.heads)
+
+    def query_logits(self, queries: Tensor, kv: Tensor) -> Tensor:
+        """Attention logits, to be masked if need be and given to `softmax_pool` with `kv`.
+
+        Args:
+            queries: (Q, query_dim) shared by all bags, or (B, Q, query_dim) with a batch axis.
+            kv: (N, C) packed tokens, or (B, N, C).
+
+        Returns:
+            (N, H * Q) or (B, N, H * Q) logits, float32 (float64 for float64 tokens).
+
+        Raises:
+            ValueError: Batch axes or widths do not fit.
+        """
+        tokens: Tensor = kv if self.key_norm is None else self.key_norm(kv)
+        return query_logits(*self.absorb(queries), tokens)
+
+    def project(self, pooled: Tensor, mass: Tensor | None = None) -> Tensor:
+        """Value and output projection of pooled tokens.
+
+        Args:
+            pooled: (..., H * Q, C) weighted sums of tokens from `softmax_pool`.
+            mass: (..., H * Q) sums of the weights; None: 1, as after a softmax.
+
+        Returns:
+            (..., Q, query_dim).
+        """
+        values = project_values(pooled, self.value.weight, self.value.bias, self.heads, mass)
+        projected: Tensor = self.out(values)
+        return projected
+
+    def forward(
+        self,
+        queries: Tensor,
+        kv: Tensor,
+        cu_seqlens: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> QueryPooled:
+        """Lets each query attend to the tokens of each bag.
+
+        Args:
+            queries: (Q, query_dim) shared by all bags, or (B, Q, query_dim) with a batch axis.
+            kv: (N, C) packed tokens, or (B, N, C) where all bags are equally long.
+            cu_seqlens: (B + 1,) integer bounds of packed bags; None: one bag.
+            mask: bool, shaped like the logits; True where a token must not be looked at.
+
+        Returns:
+            features (B, Q, query_dim), logits after masking, lse (B, H * Q). An empty bag has
+            only the output bias as its features, as an empty sum of values would.
+
+        Raises:
+            ValueError: Shapes do not fit, or the bounds are wrong.
+        """
+        logits = self.query_logits(queries, kv)
+        if mask is not None:
+            logits = mask_logits(logits, mask)
+        pooled, lse = softmax_pool(logits, kv, cu_seqlens)
+        return QueryPooled(self.project(pooled, lse != float("-inf")), logits, lse)
