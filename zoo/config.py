@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -347,3 +347,21 @@ def resolve(pairs: Sequence[str], base: Mapping[str, Any] | None = None) -> Reso
 def to_yaml(config: BaseConfig) -> str:
     """The configuration as YAML that `config=FILE` reads back to the same values."""
     return yaml.safe_dump(config.stored(), sort_keys=False, allow_unicode=True)
+
+
+def choices(config: type[BaseModel], key: str) -> list[str]:
+    """The values a key may take, if they are a fixed few; for completion."""
+    kind: Any = config
+    for part in key.split("."):
+        fields: dict[str, Any] = getattr(kind, "model_fields", {})
+        info = fields.get(part)
+        if info is None:
+            return []
+        kind = _section(info.annotation) or info.annotation
+    if kind is bool:
+        return ["true", "false"]
+    found = []
+    for option in (kind, *get_args(kind)):
+        if get_origin(option) is Literal:
+            found += [str(v) for v in get_args(option)]
+    return found

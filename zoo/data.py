@@ -287,8 +287,8 @@ class ListSplit:
             twice = next(i for i in ids if list(ids).count(i) > 1)
             msg = f"'{twice}' is listed twice in one split"
             raise DataError(msg)
-        self.ids = list(ids)
-        self.groups = list(groups)
+        self.ids: Sequence[str] = list(ids)
+        self.groups: Sequence[str] = list(groups)
         self.digest = digest
         self.batch_size = batch_size
         self.shuffle = shuffle

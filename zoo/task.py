@@ -221,8 +221,13 @@ class Task(ABC, Generic[C]):
         return written_once(cache_dir() / "samples" / name, self.write_sample)
 
     @abstractmethod
-    def check(self) -> list[Finding]:
-        """Look at every file the configuration names; used before training and by data check."""
+    def check(self, deep: bool = False) -> list[Finding]:
+        """Look at every file the configuration names.
+
+        Args:
+            deep: Read the files whole (`zoo data check`); otherwise what can be seen quickly, as
+                before each training.
+        """
 
     def prepare(self, out: Path, shard: int, shards: int) -> None:
         """Turn raw files into what training reads; `shard` of `shards` may run in parallel.

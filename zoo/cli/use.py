@@ -1,0 +1,56 @@
+"""`eval` and `predict`: a trained model on data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.cli.common import Pairs, Quiet, table, take
+from zoo.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command("eval")(evaluate)
+    app.command()(predict)
+
+
+def evaluate(
+    pairs: Pairs = None,
+    split: Annotated[
+        str, typer.Option(help="Evaluate this split; by default every test split.")
+    ] = "",
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate a run's weights: weights=RUN [data.root=…], or predict.foreign=DIR without a model.
+
+    Settings are those of the run; data.root= and others go on top of them.
+    """
+    from zoo.inference import evaluate_run
+    from zoo.progress import Reporter
+
+    rows, out = evaluate_run(pairs or [], split, Reporter(quiet))
+    if not quiet:
+        table(rows)
+        typer.echo(f"written to {out}")
+
+
+def predict(pairs: Pairs = None, quiet: Quiet = False) -> None:
+    """Predict on files or folders: weights=RUN input=PATH [predict.out=DIR] [key=value]."""
+    taken, rest = take(pairs, "input")
+    given = taken.get("input")
+    if not given:
+        msg = "predict needs input=PATH, a file or folder, or input=[A,B]"
+        raise ConfigError(msg)
+    from zoo.inference import predict_paths
+    from zoo.progress import Reporter
+
+    paths = [Path(str(p)).expanduser() for p in (given if isinstance(given, list) else [given])]
+    rows, out = predict_paths(rest, paths, Reporter(quiet))
+    if not quiet:
+        if len(rows) > 20:
+            typer.echo(f"{len(rows)} predictions; the first 20:")
+        table(rows[:20])
+        typer.echo(f"written to {out}")

@@ -1,0 +1,233 @@
+"""`zoo cv`: every fold and seed as a run of its own under one parent.
+
+The parent folder holds `folds/` with one run folder a training. What is finished is not trained
+again, so an interrupted cross-validation goes on where it stopped, fold by fold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo import evaluation, report, runs, tracking
+from zoo.config import BaseConfig, resolve
+from zoo.errors import ConfigError, ResumeError, TrackingError
+from zoo.progress import Reporter, figures_line
+from zoo.runs import Run
+from zoo.task import Task
+from zoo.training import Start, make, train
+
+
+def cross_validate(pairs: Sequence[str], seeds: Sequence[int], reporter: Reporter) -> Run:
+    """Train every fold for every seed and write the parent run.
+
+    Args:
+        pairs: `key=value` words; `resume=auto|RUN` goes on with an unfinished parent.
+        seeds: Seeds to train each fold with; empty: the configured one.
+        reporter: Tells the person in front of it.
+
+    Raises:
+        ConfigError: The task has a single fold and a single seed.
+    """
+    plain = [p for p in pairs if not p.startswith("resume=")]
+    named = next((p.partition("=")[2] for p in pairs if p.startswith("resume=")), None)
+    resolved = resolve(plain)
+    task = make(resolved)
+    folds = task.folds()
+    seeds = list(seeds) or [resolved.config.seed]
+    if len(folds) * len(seeds) < 2:
+        msg = "there is one fold and one seed, so nothing to cross-validate; set --seeds 1,2,3"
+        if "data.folds" in resolved.config.flat():
+            msg += " or data.folds=5"
+        raise ConfigError(msg)
+    parent = _parent(resolved.config, named, folds, seeds, resolved.origin, resolved.sample)
+    reporter.say(f"{parent.path}: {len(folds)} folds x {len(seeds)} seeds")
+    with parent.lock():
+        _announce(parent, resolved.config, reporter)
+        done = _children(parent, plain, folds, seeds, reporter)
+        _summarise(parent, task, done, reporter)
+    return parent
+
+
+def _parent(
+    config: BaseConfig,
+    named: str | None,
+    folds: Sequence[Mapping[str, str]],
+    seeds: Sequence[int],
+    origin: str,
+    sample: bool,
+) -> Run:
+    plan = {"folds": [dict(f) for f in folds], "seeds": list(seeds)}
+    if named == "auto":
+        same = [
+            r
+            for r in runs.every(config.out)
+            if r.info.get("cv") == plan
+            and r.info.get("fingerprint") == config.fingerprint()
+            and r.status != "finished"
+        ]
+        if same:
+            return same[-1]
+    elif named:
+        run = runs.find(named, config.out)
+        if run.info.get("cv") != plan or run.info.get("fingerprint") != config.fingerprint():
+            msg = f"{run.name} is not a cross-validation with these settings, folds and seeds"
+            raise ResumeError(msg)
+        return run
+    made = runs.create(config, {"cv": plan, "origin": f"cv of {origin}", "sample": sample})
+    return made
+
+
+def _announce(parent: Run, config: BaseConfig, reporter: Reporter) -> None:
+    """Make the parent in MLflow first, so that the folds can name it."""
+    parent.update(status="running")
+    if not config.tracking.enabled:
+        return
+    try:
+        tracking.sync(parent, config, tracking.uri_for(config, config.out))
+    except TrackingError as error:
+        reporter.warn(str(error))
+
+
+def _children(
+    parent: Run,
+    plain: Sequence[str],
+    folds: Sequence[Mapping[str, str]],
+    seeds: Sequence[int],
+    reporter: Reporter,
+) -> list[tuple[int, int, Run]]:
+    there = parent.path / "folds"
+    done = []
+    try:
+        for seed in seeds:
+            for number, fold in enumerate(folds):
+                words = [*plain, f"seed={seed}", *(f"{k}={v}" for k, v in fold.items())]
+                resolved = resolve(words)
+                reporter.say(f"\nseed {seed}, fold {number + 1}/{len(folds)}: {_words(fold)}")
+                run = _existing(there, resolved.config)
+                if run is not None and run.status == "finished":
+                    reporter.say(f"{run.name} is finished")
+                else:
+                    extra = {
+                        "mlflow_parent": parent.mlflow_id,
+                        "fold": number,
+                        "parent": parent.name,
+                    }
+                    run = train(Start(resolved, run), reporter, folder=there, extra=extra)
+                done.append((seed, number, run))
+    except BaseException:
+        parent.update(status="interrupted")
+        raise
+    return done
+
+
+def _words(fold: Mapping[str, str]) -> str:
+    return " ".join(f"{k}={v}" for k, v in fold.items()) or "all data"
+
+
+def _existing(there: Path, config: BaseConfig) -> Run | None:
+    found = [
+        Run(p.parent)
+        for p in sorted(there.glob("*/run.json"))
+        if Run(p.parent).info["fingerprint"] == config.fingerprint()
+    ]
+    finished = [r for r in found if r.status == "finished"]
+    candidates = finished or found
+    return candidates[-1] if candidates else None
+
+
+def _summarise(
+    parent: Run, task: Task[Any], done: Sequence[tuple[int, int, Run]], reporter: Reporter
+) -> None:
+    """Mean and deviation over trainings, and scores of all folds' predictions pooled a seed."""
+    rows = [
+        {"seed": seed, "fold": fold, "run": run.name} | run.results() for seed, fold, run in done
+    ]
+    names = [k for k in rows[0] if k.startswith("test")]
+    results: dict[str, float] = {}
+    for name in names:
+        values = np.array([r[name] for r in rows if r.get(name) is not None], float)
+        results[f"{name}_mean"] = float(values.mean()) if len(values) else math.nan
+        results[f"{name}_std"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    pooled = _pooled(parent, task, done)
+    if pooled:
+        keys = pooled[0]["metrics"].keys()
+        for key in keys:
+            values = np.array([p["metrics"][key] for p in pooled], float)
+            results[f"pooled/{key}"] = float(values.mean())
+            if len(pooled) > 1:
+                results[f"pooled/{key}_std"] = float(values.std(ddof=1))
+    parent.update(
+        results={k: (v if math.isfinite(v) else None) for k, v in results.items()},
+        tables={
+            "Trainings": rows,
+            "Pooled predictions by seed": [{"seed": p["seed"]} | p["metrics"] for p in pooled],
+        },
+        intervals=pooled[0]["intervals"] if len(pooled) == 1 else {},
+        status="finished",
+    )
+    metrics = tracking.Metrics(parent)
+    metrics.log(0, results)
+    metrics.close()
+    page = report.write(parent, task)
+    config = task.config
+    if config.tracking.enabled:
+        try:
+            tracking.sync(parent, config, tracking.uri_for(config, config.out))
+        except TrackingError as error:
+            reporter.warn(str(error))
+    reporter.say("\nmean over trainings  " + figures_line(_main(results, "_mean")))
+    if pooled:
+        reporter.say("pooled predictions   " + figures_line(_main(results, "")))
+    reporter.say(f"report {page}")
+
+
+def _main(results: Mapping[str, float], end: str) -> dict[str, float]:
+    if end:
+        return {k.removesuffix(end): v for k, v in results.items() if k.endswith(end)}
+    return {k: v for k, v in results.items() if k.startswith("pooled/")}
+
+
+def _pooled(
+    parent: Run, task: Task[Any], done: Sequence[tuple[int, int, Run]]
+) -> list[dict[str, Any]]:
+    """Scores of the test predictions of all folds together, one entry a seed.
+
+    Only where the folds' test items are disjoint: the same item predicted twice is no pool.
+    """
+    out = []
+    for seed in dict.fromkeys(s for s, _, _ in done):
+        records = []
+        for s, _, run in done:
+            file = run.path / "records" / "test.npz"
+            if s == seed and file.exists():
+                records += evaluation.load_records(file)
+        folds = {f for s, f, _ in done if s == seed}
+        if len(folds) < 2 or len({r.id for r in records}) != len(records):
+            continue
+        facts = runs_facts(done[0][2])
+        name = f"pooled_seed{seed}"
+        parent.figures.mkdir(exist_ok=True)
+        evaluation.save_figures(parent.figures, task, name, records, facts)
+        evaluation.write_predictions(parent.path / "predictions" / name, task.rows(records, facts))
+        intervals = task.intervals(records, facts)
+        out.append(
+            {
+                "seed": seed,
+                "metrics": task.score(records, facts),
+                "intervals": {f"pooled/{k}": list(v) for k, v in intervals.items()},
+            }
+        )
+    return out
+
+
+def runs_facts(run: Run) -> dict[str, Any]:
+    """The facts a finished run stored with its weights."""
+    from zoo import checkpoint
+
+    facts: dict[str, Any] = checkpoint.best(run.checkpoints).meta["facts"]
+    return facts
