@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from urllib.parse import urlsplit, urlunsplit
 
 
 def without_credentials(url: str) -> str:
     """`url` without user name, password and token-like query values."""
     if "://" not in url:
         return re.sub(r"^[^@/\\]+@", "", url)  # scp-like git remotes: user@host:path
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    query = re.sub(r"(?i)((?:token|key|secret|password|sig)[^=&]*)=[^&]*", r"\1=***", parts.query)
-    return urlunsplit(parts._replace(netloc=host, query=query))
+    # Not by urlsplit and urlunsplit, which lose slashes of sqlite:////path.
+    bare = re.sub(r"://[^/?#]*@", "://", url, count=1)
+    return re.sub(
+        r"(?i)([?&][^=&]*(?:token|key|secret|password|sig)[^=&]*)=[^&#]*", r"\1=***", bare
+    )
 
 
 def alias(name: str) -> str:

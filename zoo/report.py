@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -80,11 +81,15 @@ def picture(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def _figures(run: Run) -> list[dict[str, str]]:
-    return [
-        {"title": p.stem.replace("_", " "), "data": picture(p)}
-        for p in sorted(run.figures.glob("*.png"))
-    ]
+def _figures(run: Run) -> list[dict[str, Any]]:
+    """Pictures as data addresses; those much wider than high get the width of the page."""
+    shown = []
+    for path in sorted(run.figures.glob("*.png"), key=lambda p: p.stat().st_mtime_ns):
+        # Width and height stand in the header of every PNG, bytes 16 to 24.
+        width, height = struct.unpack(">II", path.read_bytes()[16:24])
+        title = path.stem.replace("_", " ")
+        shown.append({"title": title, "data": picture(path), "wide": width > 1.3 * height})
+    return shown
 
 
 def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:

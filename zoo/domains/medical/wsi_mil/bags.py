@@ -326,7 +326,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
             yield file
     except DataError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         msg = f"{path}: cannot be read as HDF5 ({reason(error)}); copy it again or extract it anew"
         raise DataError(msg) from None
 

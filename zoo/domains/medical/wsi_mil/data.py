@@ -37,6 +37,7 @@ from zoo.errors import DataError
 from zoo.task import Batch, Facts, Finding
 
 __all__ = [
+    "Survey",
     "WsiSplit",
     "available_folds",
     "check",

@@ -17,7 +17,7 @@ from zoo.task import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.collections import PathCollection
+    from matplotlib.collections import PatchCollection
     from matplotlib.figure import Figure
 
 _MOST_SLIDES = 6
@@ -113,7 +113,7 @@ def over_coords(records: Sequence[Record], classes: Sequence[str]) -> Figure:
     """Attention of each tile at its place on the slide, for a few slides of every class.
 
     Coloured by rank within the slide, since the values of a concentrated slide differ by orders
-    of magnitude.
+    of magnitude; annotated tiles, where there are any, have a red edge.
     """
     from matplotlib.figure import Figure
 
@@ -129,20 +129,33 @@ def over_coords(records: Sequence[Record], classes: Sequence[str]) -> Figure:
         axes.set_visible(False)
     if drawn is not None:
         figure.colorbar(
-            drawn, ax=list(grid.flat), label="rank of attention in the slide (1: highest)"
+            drawn, ax=list(grid.flat), label="rank of attention (1: highest); red edge: annotated"
         )
     return figure
 
 
-def _tiles(axes: Axes, record: Record, classes: Sequence[str]) -> PathCollection:
+def _tiles(axes: Axes, record: Record, classes: Sequence[str]) -> PatchCollection:
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
     weights = record.values["attention"]
     order = weights.argsort()
     rank = np.empty(len(weights))
     rank[order] = np.linspace(0, 1, len(weights))
-    x, y = record.values["coords"][order].T
-    size = float(np.clip(9000 / max(len(weights), 1), 2, 60))
-    drawn = axes.scatter(x, y, c=rank[order], s=size, marker="s", cmap="viridis", lw=0)
-    axes.invert_yaxis()
+    corners = record.values["coords"][order]
+    side = _tile_side(corners)
+    annotated = record.values.get("annotated", np.zeros(len(order)))[order] > 0
+    drawn = PatchCollection(
+        [Rectangle((x, y), side, side) for x, y in corners],
+        cmap="viridis",
+        edgecolors=["#d03030" if a else "none" for a in annotated],
+        linewidths=1.2,
+    )
+    drawn.set_array(rank[order])
+    drawn.set_clim(0, 1)
+    axes.add_collection(drawn)
+    axes.set_xlim(corners[:, 0].min(), corners[:, 0].max() + side)
+    axes.set_ylim(corners[:, 1].max() + side, corners[:, 1].min())
     axes.set_aspect("equal")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -153,6 +166,12 @@ def _tiles(axes: Axes, record: Record, classes: Sequence[str]) -> PathCollection
     title = f"slide {alias(record.id)}, {len(weights)} tiles\n{truth}"
     axes.set_title(f"{title}predicted {_short(classes[guess])} {share:.2f}", fontsize=8)
     return drawn
+
+
+def _tile_side(corners: np.ndarray) -> float:
+    """Edge of a tile in level-0 pixels: the smallest step of the grid."""
+    steps = np.concatenate([np.diff(np.unique(corners[:, axis])) for axis in (0, 1)])
+    return float(steps.min()) if len(steps) else 1.0
 
 
 def _representative(records: Sequence[Record]) -> list[Record]:

@@ -306,7 +306,7 @@ def _trident(folder: Path) -> dict[str, BagFile]:
 
 
 def _is_table(path: Path) -> bool:
-    """Whether a csv looks like bags: no header, or id, and at least two numeric columns."""
+    """Whether a csv looks like bags: no header, or a bag column, and two numeric columns."""
     try:
         head = pd.read_csv(path, header=None, nrows=2, dtype=str, keep_default_na=False)
     except (OSError, ValueError):
@@ -314,7 +314,8 @@ def _is_table(path: Path) -> bool:
     if len(head.columns) < 4:
         return False
     first, last = head.iloc[0].tolist(), head.iloc[-1].tolist()
-    named = any(cell.strip().lower() in ID_COLUMNS for cell in first)
+    # Stricter than reading: a clinical table of slides and numbers must not pass for features.
+    named = any(cell.strip().lower() in ("bag", "bag_id", "bag_name") for cell in first)
     return (named or _headless(first)) and sum(_is_number(cell) for cell in last[2:]) >= 2
 
 

@@ -7,12 +7,13 @@ the data leave undefined (one class only, no slide) is NaN, never a guess.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -197,17 +198,28 @@ def bootstrap_intervals(
     if len(names) < 2:
         return {name: (float("nan"), float("nan")) for name in score(np.arange(len(owner)))}
     rows = np.split(np.argsort(owner, kind="stable"), np.cumsum(np.bincount(owner))[:-1])
-    rng = np.random.default_rng(seed)
-    draws = [
-        score(np.concatenate([rows[g] for g in picked]))
-        for picked in rng.integers(len(names), size=(resamples, len(names)))
-    ]
+    figures = list(score(np.arange(len(owner))))
+
+    def statistic(picked: IntArray) -> FloatArray:
+        drawn = score(np.concatenate([rows[g] for g in picked]))
+        return np.array([drawn[name] for name in figures])
+
+    with warnings.catch_warnings():
+        # scipy warns of draws without a value; they are left out below.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        drawn = bootstrap(
+            (np.arange(len(names)),),
+            statistic,
+            n_resamples=resamples,
+            vectorized=False,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
     tail = (1 - level) / 2
     intervals = {}
-    for name in draws[0]:
-        values = np.array([draw[name] for draw in draws])
-        values = values[~np.isnan(values)]
-        low, high = np.quantile(values, [tail, 1 - tail]) if values.size else (np.nan, np.nan)
+    for name, values in zip(figures, drawn, strict=True):
+        known = values[~np.isnan(values)]
+        low, high = np.quantile(known, [tail, 1 - tail]) if known.size else (np.nan, np.nan)
         intervals[name] = (float(low), float(high))
     return intervals
 

@@ -243,7 +243,7 @@ def _or_note(make: Callable[[], T], otherwise: T, findings: list[Finding]) -> T:
 
 def _unpaired(source: Source, labels: Labels, given: Parts | None, skip: bool) -> list[Finding]:
     """Slides that lack features or a label, as far as a split needs them."""
-    findings = []
+    findings = [_level(Finding("error", why), skip) for why in labels.unreadable.values()]
     hint = "add it, correct the table, or set data.on_error=skip"
     if given is None:
         for slide in sorted(labels.label.keys() - source.bags.keys()):
@@ -257,14 +257,14 @@ def _unpaired(source: Source, labels: Labels, given: Parts | None, skip: bool) -
                     ("features", source.bags, str(source.path)),
                     ("label", labels.label, labels.where),
                 )
-                if slide not in have
+                if slide not in have and slide not in labels.unreadable
             ]
             if lacks:
                 told = f"split '{part}' names slide '{slide}', which has {' and '.join(lacks)}"
                 findings.append(
                     _level(Finding("error", told, given.where if given else "", hint), skip)
                 )
-    idle = sorted(source.bags.keys() - labels.label.keys())
+    idle = sorted(source.bags.keys() - labels.label.keys() - labels.unreadable.keys())
     if idle:
         shown = ", ".join(idle[:3]) + (" …" if len(idle) > 3 else "")
         told = f"{len(idle)} slides have features but no label and are not used: {shown}"

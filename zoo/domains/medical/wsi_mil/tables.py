@@ -45,12 +45,14 @@ class Labels:
         label: Slide -> label as written, before merging.
         patient: Slide -> patient; slides without one are their own patient.
         part: Slide -> train, val or test, where the table says it.
+        unreadable: Slide -> why its label could not be read from its feature file.
     """
 
     where: str
     label: Mapping[str, str]
     patient: Mapping[str, str] = field(default_factory=dict)
     part: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,14 @@ def read_labels(data: WsiData, source: Source) -> Labels:
     path = _labels_file(data, source)
     if path is not None:
         return _labels_table(path, data)
-    found = {}
+    found: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
     if source.layout in ("acmil", "table"):
         for name, bag in source.bags.items():
             try:
                 label = bag.label()
-            except DataError:  # a broken bag is told by the survey, with all other broken ones
+            except DataError as error:  # told by the survey, with all other broken bags
+                unreadable[name] = str(error)
                 continue
             if label is not None:
                 found[name] = label
@@ -90,7 +94,7 @@ def read_labels(data: WsiData, source: Source) -> Labels:
             "and for labels in the feature file; set data.labels"
         )
         raise DataError(msg)
-    return Labels(str(source.path), found, source.patients)
+    return Labels(str(source.path), found, source.patients, unreadable=unreadable)
 
 
 def _labels_file(data: WsiData, source: Source) -> Path | None:

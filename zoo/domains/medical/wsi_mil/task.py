@@ -229,8 +229,9 @@ class WsiMil(Task[Config]):
             coords = coords.cpu().numpy()
             values["coords"] = coords.astype(np.int32)
         if planted is not None:
-            found = instance_auc(weights, planted.cpu().numpy())
-            values["instance_auc"] = np.array(found)
+            annotated = planted.cpu().numpy()
+            values["annotated"] = annotated.astype(np.int8)
+            values["instance_auc"] = np.array(instance_auc(weights, annotated))
         settings = batch["settings"][i]
         write = partial(
             write_attention,
