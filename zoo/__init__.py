@@ -1,6 +1,6 @@
 """A model zoo for medical imaging, remote sensing and person re-identification.
 
-`zoo.tasks()` lists the tasks and `zoo.task(name)` gives one; nothing heavy is imported here.
+`zoo.tasks()` lists the tasks and `zoo.get_task(name)` gives one; nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from zoo._version import __version__
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from zoo.registry import TaskEntry
     from zoo.task import Task
 
-__all__ = ["__version__", "task", "tasks"]
+__all__ = ["__version__", "get_task", "load", "tasks"]
 
 
 def tasks() -> dict[str, TaskEntry]:
@@ -29,7 +31,7 @@ def tasks() -> dict[str, TaskEntry]:
     return registry.tasks()
 
 
-def task(name: str, *overrides: str) -> Task[Any]:
+def get_task(name: str, *overrides: str) -> Task[Any]:
     """The task `name` with its configuration, ready to give splits and models.
 
     Args:
@@ -46,3 +48,25 @@ def task(name: str, *overrides: str) -> Task[Any]:
         resolved.entry.code or "", f"tasks.{resolved.config.task}.code"
     )(resolved.config)
     return made
+
+
+def load(name: str, weights: str, *overrides: str) -> nn.Module:
+    """A trained model in eval mode.
+
+    Args:
+        name: Task name or alias.
+        weights: Run folder, run name, MLflow run id or checkpoint folder.
+        overrides: `key=value` settings on top of those the weights were trained with.
+
+    Raises:
+        ConfigError: The weights are of another task, or a setting is wrong.
+        WeightsError: The weights are damaged or do not fit.
+        ResumeError: There is no such run.
+    """
+    from zoo.engine import load_weights
+    from zoo.training import trained
+
+    made, found, facts = trained([f"task={name}", f"weights={weights}", *overrides])
+    model = made.model(facts)
+    load_weights(model, found)
+    return model.eval()

@@ -9,7 +9,8 @@ names the newest and the best. A file whose hash is wrong is never used.
 from __future__ import annotations
 
 import json
-import os
+import pickle
+import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -92,6 +93,7 @@ def save(
     files.need_space(folder, int(1.05 * (_size(weights) + _size(state))) + 1_000_000)
     final = folder / f"step-{step:08d}"
     fresh = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    stale = folder / f".stale-{final.name}-{secrets.token_hex(4)}"
     try:
         save_file(weights, fresh / _MODEL)
         torch.save(state, fresh / _STATE)
@@ -103,12 +105,13 @@ def save(
         files.sync(fresh)
         fresh.chmod(0o755)
         if final.exists():  # written again after a resume; the old one may be the broken one
-            stale = Path(tempfile.mkdtemp(prefix=".stale-", dir=folder))
-            final.rename(stale / final.name)
+            final.rename(stale)
         fresh.rename(final)
         files.sync(folder)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
+        if stale.exists() and not final.exists():
+            stale.rename(final)
         raise
     clean(folder)
     return final
@@ -135,12 +138,21 @@ def marked(folder: Path) -> dict[str, str | None]:
     return index
 
 
-def prune(folder: Path, keep: int, best: str | None) -> None:
-    """Remove all but the `keep` newest checkpoints and the best."""
-    for path in sorted(folder.glob("step-*"))[:-keep]:
+def prune(folder: Path, keep: int, best: str | None, last: str | None = None) -> None:
+    """Remove all but the `keep` newest checkpoints and the best.
+
+    Args:
+        folder: The run's `checkpoints` folder.
+        keep: How many to keep.
+        best: Name of the one that is kept whatever its age.
+        last: The newest sound one. Those after it, which a resume found damaged, neither count
+            nor are removed: training writes them anew.
+    """
+    there = sorted(folder.glob("step-*"))
+    for path in [p for p in there if last is None or p.name <= last][:-keep]:
         if path.name != best:
             # Renamed first, so that a half-removed folder is never taken for a checkpoint.
-            gone = path.with_name(f".stale-{path.name}-{os.getpid()}")
+            gone = path.with_name(f".stale-{path.name}-{secrets.token_hex(4)}")
             path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
 
@@ -161,7 +173,10 @@ def load(path: Path, *, weights_only: bool = False) -> Checkpoint:
     except (OSError, ValueError) as error:
         msg = f"checkpoint {path}: {_META} cannot be read ({error}); use another checkpoint"
         raise WeightsError(msg) from error
-    if meta.get("format", 0) > FORMAT:
+    if not isinstance(meta, dict) or not isinstance(meta.get("format"), int):
+        msg = f"checkpoint {path}: {_META} is damaged; use another checkpoint"
+        raise WeightsError(msg)
+    if meta["format"] > FORMAT:
         msg = f"checkpoint {path}: format {meta['format']} is newer than this zoo; upgrade it"
         raise WeightsError(msg)
     for name in (_MODEL,) if weights_only else (_MODEL, _STATE):
@@ -169,14 +184,15 @@ def load(path: Path, *, weights_only: bool = False) -> Checkpoint:
         if not file.is_file():
             msg = f"checkpoint {path}: {name} is missing; use another checkpoint"
             raise WeightsError(msg)
-        if files.sha256(file) != meta["sha256"][name]:
+        if files.sha256(file) != meta.get("sha256", {}).get(name):
             msg = f"checkpoint {path}: {name} is damaged (its hash differs); use another checkpoint"
             raise WeightsError(msg)
     try:
         model = load_file(path / _MODEL)
         state = {} if weights_only else torch.load(path / _STATE, weights_only=True)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        msg = f"checkpoint {path}: cannot be read ({error})"
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        msg = f"checkpoint {path}: cannot be read ({reason})"
         raise WeightsError(msg) from error
     return Checkpoint(path, meta, model, state)
 

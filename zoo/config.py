@@ -25,6 +25,8 @@ from zoo.privacy import without_credentials
 
 # Stands in for "${" while OmegaConf holds users' values, so that nothing is interpolated.
 _DOLLAR = "\ue000{"
+# MLflow's own stores; a plain path is the file store, which MLflow no longer has.
+_STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
 class Section(BaseModel):
@@ -101,6 +103,14 @@ class TrackingConfig(Section):
     checkpoints: bool = Field(False, description="upload the best checkpoint to MLflow")
     system_metrics: bool = Field(True, description="record processor and memory use in MLflow")
 
+    @field_validator("uri", mode="after")
+    @classmethod
+    def _store(cls, value: str | None) -> str | None:
+        if value is not None and value.partition(":")[0].partition("+")[0] not in _STORES:
+            msg = "should be a tracking server or database, such as http://… or sqlite:///…"
+            raise ValueError(msg)
+        return value
+
 
 class PredictConfig(Section):
     """What `zoo predict` and `zoo eval` write."""
@@ -158,10 +168,13 @@ class Resolved:
         return f"{self.config.task}, preset {self.config.preset}, {data}"
 
 
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(
+    node: Mapping[str, Any], prefix: str = "", whole: Sequence[str] = ()
+) -> Iterator[tuple[str, Any]]:
+    """Dotted key -> value; what lies below a key in `whole` is one value, dots and all."""
     for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and value and f"{prefix}{key}" not in whole:
+            yield from _flatten(value, f"{prefix}{key}.", whole)
         else:
             yield f"{prefix}{key}", value
 
@@ -213,6 +226,13 @@ def _unknown(given: Sequence[str], config: type[BaseModel]) -> dict[str, str]:
     return lines
 
 
+def _task_hint(word: str) -> str:
+    try:
+        return f"; did you mean 'task={registry.find(word)[0]}'?"
+    except ConfigError:
+        return ""
+
+
 def parse(pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Turn `key=value` words into dotted keys and YAML values, plus a line for each wrong one."""
     values: dict[str, Any] = {}
@@ -220,7 +240,7 @@ def parse(pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     for pair in pairs:
         key, sign, text = pair.partition("=")
         if not sign or not re.fullmatch(r"[A-Za-z_][\w.\-]*", key):
-            errors.append(f"'{pair}' is not of the form key=value")
+            errors.append(f"'{pair}' is not of the form key=value{_task_hint(pair)}")
             continue
         try:
             values[key] = yaml.safe_load(text) if text else None
@@ -295,6 +315,14 @@ def _validation_lines(error: ValidationError) -> list[str]:
     return lines
 
 
+def _preset(entry: registry.TaskEntry, name: Any, errors: list[str]) -> dict[str, Any]:
+    if isinstance(name, str) and name in entry.presets:
+        return entry.presets[name].set | {"preset": name}
+    have = ", ".join(entry.presets) or "none"
+    errors.append(f"preset={name!r}: the task has no such preset; presets: {have}")
+    return {}
+
+
 def resolve(pairs: Sequence[str], base: Mapping[str, Any] | None = None) -> Resolved:
     """Build the configuration of a run.
 
@@ -307,10 +335,14 @@ def resolve(pairs: Sequence[str], base: Mapping[str, Any] | None = None) -> Reso
         ConfigError: One message that holds every error, one a line.
     """
     words, errors = parse(pairs)
-    file = _file(words.pop("config", None), errors)
-    given = dict(_flatten(file)) | words
+    source = words.pop("config", None)
+    body = _file(source, errors)
+    given = dict(_flatten(body)) | words
     name = given.get("task", (base or {}).get("task"))
     if name is None:
+        # Without a task only the names of the sections are known.
+        heads = [k for k in given if k.partition(".")[0] not in BaseConfig.model_fields]
+        errors += _unknown(heads, BaseConfig).values()
         errors.append(f"task=NAME is missing; tasks are: {', '.join(registry.tasks())}")
         raise ConfigError("\n".join(errors))
     try:
@@ -318,21 +350,18 @@ def resolve(pairs: Sequence[str], base: Mapping[str, Any] | None = None) -> Reso
     except ConfigError as error:
         raise ConfigError("\n".join([*errors, str(error)])) from None
     kind = registry.load_object(entry.config or "", f"tasks.{task}.config")
+    whole = [key[:-2] for key, _, _ in keys(kind) if key.endswith(".*")]
+    given = dict(_flatten(body, whole=whole)) | words
     wrong = _unknown(list(given), kind)
-    errors += wrong.values()
+    errors += [t if key in words else f"{t} (in {source})" for key, t in wrong.items()]
     sample = given.get("data.root", ((base or {}).get("data") or {}).get("root")) is None
     preset = given.get("preset") or (None if base else ("sample" if sample else "paper"))
-    layer: dict[str, Any] = {}
-    if preset is not None:
-        if preset not in entry.presets:
-            have = ", ".join(entry.presets) or "none"
-            errors.append(f"preset={preset!r}: task '{task}' has no such preset; presets: {have}")
-        else:
-            layer = entry.presets[preset].set
-        layer = layer | {"preset": str(preset)}
+    layer = _preset(entry, preset, errors) if preset is not None else {}
     # Wrong keys are left out and the rest validated all the same: every error is told at once.
     right = {k: v for k, v in given.items() if k not in wrong}
     tree = _nest(right, errors) | {"task": task}
+    if preset is not None:
+        tree["preset"] = str(preset)
     merged = OmegaConf.merge(*(OmegaConf.create(_hide(x)) for x in (base or {}, layer, tree)))
     values = _show(OmegaConf.to_container(merged, resolve=False))
     try:

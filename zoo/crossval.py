@@ -19,7 +19,7 @@ from zoo.errors import ConfigError, ResumeError, TrackingError
 from zoo.progress import Reporter, figures_line
 from zoo.runs import Run
 from zoo.task import Task
-from zoo.training import Start, make, train
+from zoo.training import Start, make, opened, train
 
 
 def cross_validate(pairs: Sequence[str], seeds: Sequence[int], reporter: Reporter) -> Run:
@@ -32,6 +32,7 @@ def cross_validate(pairs: Sequence[str], seeds: Sequence[int], reporter: Reporte
 
     Raises:
         ConfigError: The task has a single fold and a single seed.
+        DataError: The check of the first fold found an error.
     """
     plain = [p for p in pairs if not p.startswith("resume=")]
     named = next((p.partition("=")[2] for p in pairs if p.startswith("resume=")), None)
@@ -39,6 +40,8 @@ def cross_validate(pairs: Sequence[str], seeds: Sequence[int], reporter: Reporte
     task = make(resolved)
     folds = task.folds()
     seeds = list(seeds) or [resolved.config.seed]
+    # What is wrong with the data is told before anything is written.
+    opened(make(resolve([*plain, *(f"{k}={v}" for k, v in folds[0].items())])))
     if len(folds) * len(seeds) < 2:
         msg = "there is one fold and one seed, so nothing to cross-validate; set --seeds 1,2,3"
         if "data.folds" in resolved.config.flat():

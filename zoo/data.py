@@ -131,8 +131,10 @@ def stratified_parts(
 ) -> dict[str, list[int]]:
     """Divide items into named parts so that a group stays whole and classes stay balanced.
 
-    Groups are dealt out one by one in a seeded order, largest first within a class, each to the
-    part that is furthest below its share of that class.
+    Groups are dealt out one by one in a seeded order, largest first, each to the part that is
+    furthest below its share of the group's classes. Then a part that got nothing, or nothing of a
+    class, takes a small group from one that can spare it: a rare class still reaches every part
+    if it has as many groups as there are parts.
 
     Args:
         labels: Class of each item.
@@ -156,18 +158,47 @@ def stratified_parts(
         part: {c: share / total * sum(1 for y in labels if y == c) for c in classes}
         for part, share in fractions.items()
     }
-    parts: dict[str, list[int]] = {part: [] for part in fractions}
+    dealt: dict[str, list[str]] = {part: [] for part in fractions if fractions[part] > 0}
     for group in order:
         items = members[group]
         counts = {c: sum(1 for i in items if labels[i] == c) for c in classes}
         part = max(
-            (p for p in fractions if fractions[p] > 0),
-            key=lambda p: sum(want[p][c] * n for c, n in counts.items()),
+            dealt,
+            key=lambda p: (sum(want[p][c] * n for c, n in counts.items()), sum(want[p].values())),
         )
-        parts[part].extend(items)
+        dealt[part].append(group)
         for c, n in counts.items():
             want[part][c] -= n
-    return {part: sorted(items) for part, items in parts.items()}
+    _level({g: {labels[i] for i in members[g]} for g in names}, members, dealt)
+    return {part: sorted(i for g in dealt.get(part, ()) for i in members[g]) for part in fractions}
+
+
+def _level(
+    classes: Mapping[str, set[int]],
+    members: Mapping[str, list[int]],
+    dealt: dict[str, list[str]],
+) -> None:
+    """Move small groups so that no part stays empty or without a class, where that is possible."""
+
+    def has(part: str, c: int | None) -> int:
+        return sum(1 for g in dealt[part] if c is None or c in classes[g])
+
+    for wanted in (None, *sorted(set().union(*classes.values()))):
+        for poor in dealt:
+            if has(poor, wanted):
+                continue
+            spare = [
+                (len(members[g]), -has(rich, wanted), g, rich)
+                for rich, groups in dealt.items()
+                for g in groups
+                if (wanted is None or wanted in classes[g])
+                and has(rich, None) > 1
+                and (wanted is None or all(has(rich, c) > 1 for c in classes[g]))
+            ]
+            if spare:
+                *_, group, rich = min(spare)
+                dealt[rich].remove(group)
+                dealt[poor].append(group)
 
 
 def group_folds(

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def _row(part: str, ok: bool | None, detail: str = "") -> dict[str, Any]:
 
 def _module(part: str, module: str, extra: str) -> dict[str, Any]:
     try:
-        found = importlib.import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # packages advertise their own options on import
+            found = importlib.import_module(module)
     except Exception as error:  # a broken shared library raises anything it likes
         reason = " ".join(str(error).split()).replace("'", "")
         return _row(part, False, f"{reason}; pip install '.[{extra}]'")

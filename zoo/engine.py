@@ -7,12 +7,13 @@ does the same arithmetic as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, cast
@@ -25,7 +26,7 @@ from torch import nn
 from zoo import checkpoint
 from zoo.config import BaseConfig, TrainerConfig
 from zoo.data import order_rng, step_seed
-from zoo.errors import TrainingError, WeightsError, ZooError
+from zoo.errors import ConfigError, TrainingError, WeightsError, ZooError
 from zoo.evaluation import Outcome, evaluate
 from zoo.loader import Feed, reseed
 from zoo.progress import Pace, Reporter, clock, figures_line
@@ -66,7 +67,7 @@ def launch(config: BaseConfig) -> Fabric:
     """Start the processes and devices a configuration asks for.
 
     Raises:
-        TrainingError: The machine has not got them.
+        ConfigError: The machine has not got them.
     """
     trainer = config.trainer
     set_threads(trainer)
@@ -78,7 +79,7 @@ def launch(config: BaseConfig) -> Fabric:
     except (RuntimeError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         msg = f"trainer.accelerator={trainer.accelerator}, trainer.devices={trainer.devices}: "
-        raise TrainingError(msg + reason) from error
+        raise ConfigError(f"{msg}{reason}; `zoo doctor` says what is here") from error
     return fabric
 
 
@@ -155,6 +156,7 @@ class Trainer:
         self.optims = {k: self._ready(o) for k, o in task.optimisers(plain).items()}
         self.phase: Phase | None = None
         self._asked: int | None = None
+        self._told: set[str] = set()
         self._saved_at = (0, time.monotonic())
 
     def _ready(self, optim: Optim) -> Optim:
@@ -178,10 +180,20 @@ class Trainer:
         self.fabric.strategy.precision.load_state_dict(state.get("precision", {}))
         self.at = Position(**state["position"])
         self._saved_at = (self.at.step, time.monotonic())
+        if self.fabric.is_global_zero:
+            # The index is of another moment if the run was killed between the two, or if newer
+            # checkpoints turned out to be damaged.
+            checkpoint.mark(found.path.parent, last=found.path.name, best=self.at.best_name)
 
     def save(self) -> str:
-        """Write a checkpoint of this moment and return its name."""
+        """Write a checkpoint of this moment and return its name.
+
+        Raises:
+            TrainingError: The weights are not finite, so there is nothing worth keeping.
+        """
         name = f"step-{self.at.step:08d}"
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            raise TrainingError(self._not_finite("the weights are not finite", [], self.at.step))
         if self.fabric.is_global_zero:
             state = {
                 "optimisers": {k: o.optimiser.state_dict() for k, o in self.optims.items()},
@@ -197,7 +209,7 @@ class Trainer:
             folder = self.run.checkpoints
             checkpoint.save(folder, self.at.step, self.model.state_dict(), state, meta)
             checkpoint.mark(folder, last=name, best=self.at.best_name)
-            checkpoint.prune(folder, self.trainer.keep_last, self.at.best_name)
+            checkpoint.prune(folder, self.trainer.keep_last, self.at.best_name, name)
         self.fabric.barrier()
         self._saved_at = (self.at.step, time.monotonic())
         return name
@@ -220,7 +232,7 @@ class Trainer:
             TrainingError: The loss or a gradient is not finite.
             Interrupted: SIGTERM or Ctrl-C came; the state has been saved.
         """
-        with _Signals(self):
+        with on_signals(self.ask):
             while self.at.epoch < self.trainer.epochs and not self._enough():
                 self._epoch()
         self.reporter.end()
@@ -243,13 +255,13 @@ class Trainer:
         pace = Pace()
         for losses, items, waited in self._steps(feed, groups):
             pace.add(items, waited)
+            self._count_skipped(feed.skipped)
             self._after_step(losses, pace, len(groups), left)
             if self._enough():
                 break
             if self.at.within < len(groups) and (self._asked is not None or self._due()):
                 self.save()
                 self._stop_if_asked()
-        self.at.skipped += len(feed.skipped)
         self._end_of_epoch(pace)
 
     def _feed(self, train: Split, groups: Sequence[Sequence[list[int]]]) -> Feed:
@@ -341,7 +353,14 @@ class Trainer:
     def _clip(self, optimiser: Any) -> None:
         try:
             if self.trainer.clip_norm:
-                self.fabric.clip_gradients(self.model, optimiser, max_norm=self.trainer.clip_norm)
+                # Half precision overflows now and then; its scaler skips such a step by itself.
+                strict = self.trainer.precision != "16-mixed"
+                self.fabric.clip_gradients(
+                    self.model,
+                    optimiser,
+                    max_norm=self.trainer.clip_norm,
+                    error_if_nonfinite=strict,
+                )
             if self.trainer.clip_value:
                 self.fabric.clip_gradients(self.model, optimiser, clip_val=self.trainer.clip_value)
         except RuntimeError as error:
@@ -351,6 +370,8 @@ class Trainer:
 
     def _enter(self, phase: Phase | None) -> None:
         """Set gradients and modes to what the phase says."""
+        if phase is not None and phase != self.phase:
+            self._known(phase)
         self.model.train()
         for prefix in phase.still if phase else ():
             self.model.module.get_submodule(prefix).eval()
@@ -362,11 +383,23 @@ class Trainer:
             parameter.requires_grad_(self.trainable[name] and not inside)
         self.phase = phase
 
+    def _known(self, phase: Phase) -> None:
+        """Make sure a phase names what there is: a wrong prefix would silently train everything."""
+        modules = {name for name, _ in self.model.module.named_modules()}
+        parameters = {name for name, _ in self.model.module.named_parameters()}
+        wrong = [f"optimiser '{n}'" for n in phase.step if n not in self.optims]
+        wrong += [f"module '{n}'" for n in phase.still if n not in modules]
+        wrong += [f"module '{n}'" for n in phase.frozen if n not in modules | parameters]
+        if wrong:
+            msg = f"task '{self.config.task}': a phase names what the model has not: "
+            raise TrainingError(msg + ", ".join(wrong))
+
     # -- what happens around steps ---------------------------------------------------------------
 
     def _after_step(self, losses: Mapping[str, float], pace: Pace, steps: int, left: int) -> None:
         at = self.at
-        at.add(losses)
+        if losses:  # not if every item of the step was skipped
+            at.add(losses)
         if at.step % self.trainer.log_every == 0:
             rates = {
                 "train/lr" + (f"_{k}" if len(self.optims) > 1 else ""): o.optimiser.param_groups[0][
@@ -378,10 +411,20 @@ class Trainer:
         note = f"loss {losses.get('loss', math.nan):.4f}  {pace.items / pace.seconds:.3g} samples/s"
         self.reporter.step(at.within, note, pace.left(max(0, left - pace.steps)))
 
+    def _count_skipped(self, lines: list[str]) -> None:
+        self.at.skipped += len(lines)
+        for line in lines:
+            if line not in self._told:
+                self.reporter.warn(f"skipped {line}")
+        self._told.update(lines)
+        lines.clear()
+
     def _end_of_epoch(self, pace: Pace) -> None:
         at = self.at
         ended = at.epoch + 1
         means = {f"train/epoch_{k}": v for k, v in at.take("epoch").items()}
+        # What an epoch shorter than log_every, or its last steps, would otherwise never show.
+        self.log({f"train/{k}": v for k, v in at.take("log").items()})
         self.log(means | {"train/epoch": ended} | pace.summary())
         last = ended == self.trainer.epochs or self._enough()
         outcome = None
@@ -455,23 +498,34 @@ class Trainer:
         if self.mirror is not None:
             self.mirror.poke()
 
-    def _not_finite(self, what: str, names: list[str]) -> str:
+    def _not_finite(self, what: str, names: list[str], step: int | None = None) -> str:
         good = checkpoint.newest_name(self.run.checkpoints)
         items = f", items {', '.join(names[:8])}" if names else ""
         kept = f"last good checkpoint {good}" if good else "there is no checkpoint yet"
+        number = step or self.at.step + 1
         return (
-            f"{what} in step {self.at.step + 1} (epoch {self.at.epoch + 1}{items}); {kept}; "
+            f"{what} in step {number} (epoch {self.at.epoch + 1}{items}); {kept}; "
             "lower the learning rate or look at these items"
         )
 
     def ask(self, number: int) -> None:
-        """Stop after the current step because of signal `number`."""
+        """Stop after the current step because of signal `number`; a second Ctrl-C stops now."""
+        if self._asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self._asked = number
+
+    def leave(self, number: int) -> None:
+        """Stop now because of signal `number`: what is under way can be done again.
+
+        Raises:
+            Interrupted: Always.
+        """
+        msg = f"interrupted after step {self.at.step}; continue with resume={self.run.path}"
+        raise Interrupted(msg, number)
 
     def _stop_if_asked(self) -> None:
         if self._asked is not None:
-            msg = f"interrupted after step {self.at.step}; continue with resume={self.run.path}"
-            raise Interrupted(msg, self._asked)
+            self.leave(self._asked)
 
 
 def _few(metrics: Mapping[str, float], most: int = 4) -> dict[str, float]:
@@ -503,26 +557,22 @@ def load_weights(model: nn.Module, found: checkpoint.Checkpoint) -> None:
     model.load_state_dict(found.model)
 
 
-class _Signals:
-    """Turns SIGTERM and the first Ctrl-C into a request to stop after the step."""
+@contextlib.contextmanager
+def on_signals(act: Callable[[int], None]) -> Iterator[None]:
+    """Let `act` handle SIGTERM and Ctrl-C; outside of the main thread nothing changes."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.before: dict[int, Any] = {}
+    def handle(number: int, _: FrameType | None) -> None:
+        act(number)
 
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.before[number] = signal.signal(number, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.trainer._asked is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.trainer.ask(number)
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for which in (signal.SIGTERM, signal.SIGINT):
+            before[which] = signal.signal(which, handle)
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 def parameters_of(model: nn.Module) -> dict[str, int]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -70,6 +71,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one that the functions above give to a file not yet whole."""
+    return re.fullmatch(r"\..+-[a-z0-9_]{8}(\.\w+)?", path.name) is not None
 
 
 def sha256(path: Path) -> str:

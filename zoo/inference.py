@@ -51,7 +51,7 @@ def evaluate_run(
         ZooError: Data or weights are wrong.
     """
     if any(p.startswith("predict.foreign=") for p in pairs):
-        return _evaluate_foreign(pairs, reporter)
+        return _evaluate_foreign(pairs, split, reporter)
     task, fabric, model, facts = _loaded(pairs)
     splits = opened(task, reporter)
     names = [split] if split else [n for n in splits if n.startswith("test")]
@@ -122,7 +122,7 @@ def _scored(
 
 
 def _evaluate_foreign(
-    pairs: Sequence[str], reporter: Reporter
+    pairs: Sequence[str], split: str, reporter: Reporter
 ) -> tuple[list[dict[str, Any]], Path]:
     resolved = resolve(pairs)
     task = make(resolved)
@@ -131,14 +131,23 @@ def _evaluate_foreign(
         msg = f"predict.foreign={folder}: there is no such file or folder"
         raise DataError(msg)
     reporter.say(resolved.origin)
-    records: list[Record] = task.foreign(folder.expanduser())
-    if not records:
-        msg = f"predict.foreign={folder}: no prediction fits an item of the data"
+    found: dict[str, list[Record]] = {
+        name: list(records)
+        for name, records in task.foreign(folder.expanduser()).items()
+        if records and split in ("", name)
+    }
+    if not found:
+        where = f" of split {split}" if split else ""
+        msg = f"predict.foreign={folder}: no prediction fits an item of the data{where}"
         raise DataError(msg)
-    outcome = Outcome(records, task.score(records, {}))
     out = _out(resolved.config, "eval")
-    rows = _scored(task, "test", outcome, {}, out)
-    files.write_json(out / "metrics.json", {f"test/{k}": v for k, v in outcome.metrics.items()})
+    rows: list[dict[str, Any]] = []
+    results: dict[str, float] = {}
+    for name, records in found.items():
+        outcome = Outcome(records, task.score(records, {}))
+        rows += _scored(task, name, outcome, {}, out)
+        results |= {f"{name}/{k}": v for k, v in outcome.metrics.items()}
+    files.write_json(out / "metrics.json", results)
     return rows, out
 
 

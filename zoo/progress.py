@@ -38,11 +38,10 @@ class Reporter:
 
     Args:
         quiet: Say nothing but errors.
-        rank: Only process 0 speaks.
     """
 
-    def __init__(self, quiet: bool = False, rank: int = 0) -> None:
-        self.silent = quiet or rank != 0
+    def __init__(self, quiet: bool = False) -> None:
+        self.silent = quiet
         self.console = Console(quiet=self.silent, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -71,6 +70,11 @@ class Reporter:
     ) -> None:
         if self._bar:
             self._bar.stop()
+
+    def hush(self) -> None:
+        """Say nothing from now on: of several processes only the first one speaks."""
+        self.silent = self.console.quiet = True
+        self._bar = None
 
     def say(self, line: str) -> None:
         """One line."""

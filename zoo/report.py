@@ -84,7 +84,7 @@ def picture(path: Path) -> str:
 def _figures(run: Run) -> list[dict[str, Any]]:
     """Pictures as data addresses; those much wider than high get the width of the page."""
     shown = []
-    for path in sorted(run.figures.glob("*.png"), key=lambda p: p.stat().st_mtime_ns):
+    for path in sorted(run.pictures(), key=lambda p: p.stat().st_mtime_ns):
         # Width and height stand in the header of every PNG, bytes 16 to 24.
         width, height = struct.unpack(">II", path.read_bytes()[16:24])
         title = path.stem.replace("_", " ")

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from zoo import files
 from zoo.config import BaseConfig, to_yaml
-from zoo.errors import ResumeError, ZooError
+from zoo.errors import ConfigError, ResumeError, ZooError
 from zoo.privacy import without_credentials
 
 Status = Literal["running", "interrupted", "failed", "finished"]
@@ -71,6 +71,10 @@ class Run:
         """Folder of pictures."""
         return self.path / "figures"
 
+    def pictures(self) -> list[Path]:
+        """The pictures, without what an interrupted writer left behind."""
+        return sorted(p for p in self.figures.glob("*.png") if not p.name.startswith("."))
+
     # -- state ----------------------------------------------------------------------------------
 
     @property
@@ -98,6 +102,13 @@ class Run:
                 rows.append(json.loads(line))
         return rows
 
+    def adopt(self, config: BaseConfig) -> None:
+        """Go on with `config`, which may differ where a resumed run is free (more epochs)."""
+        text = _recipe(config)
+        if text != (self.path / "config.yaml").read_text():
+            files.write_text(self.path / "config.yaml", text)
+            self.update(fingerprint=config.fingerprint())
+
     @property
     def mlflow_id(self) -> str | None:
         """The run's id in MLflow, once it has one."""
@@ -108,6 +119,12 @@ class Run:
     def results(self) -> dict[str, float]:
         """The metrics of the finished run's test splits, by full name."""
         return dict(self.info.get("results") or {})
+
+    def tidy(self) -> None:
+        """Remove temporary files of a process that was killed; only under the lock."""
+        for path in self.path.rglob(".*"):
+            if files.is_temporary(path) and path.is_file():
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -125,6 +142,11 @@ class Run:
             raise ResumeError(msg) from error
 
 
+def _recipe(config: BaseConfig) -> str:
+    """The configuration without `resume`, which says how a run began and not what it is."""
+    return to_yaml(config.model_copy(update={"resume": None}))
+
+
 def create(config: BaseConfig, extra: Mapping[str, Any], folder: Path | None = None) -> Run:
     """Make a new run folder with its configuration.
 
@@ -132,12 +154,19 @@ def create(config: BaseConfig, extra: Mapping[str, Any], folder: Path | None = N
         config: Resolved configuration; `config.out` is the workspace.
         extra: Further entries of run.json, for instance the data digests.
         folder: Where to make it instead of directly below the workspace (a fold of `zoo cv`).
+
+    Raises:
+        ConfigError: No folder can be made there.
     """
     parent = folder or config.out
     stamp = time.strftime("%Y%m%d-%H%M%S")
     path = parent / f"{config.task}-{stamp}-{secrets.token_hex(3)}"
-    path.mkdir(parents=True)
-    files.write_text(path / "config.yaml", to_yaml(config))
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        msg = f"out={config.out}: no run folder can be made there ({error.strerror or error})"
+        raise ConfigError(msg) from error
+    files.write_text(path / "config.yaml", _recipe(config))
     files.write_json(
         path / "run.json",
         {
@@ -192,11 +221,16 @@ def find(word: str, out: Path) -> Run:
 
 
 def unfinished(config: BaseConfig) -> Run | None:
-    """The newest run with the same configuration that did not finish."""
+    """The newest run with the same configuration that did not finish.
+
+    Cross-validations and their folds are left to `zoo cv`.
+    """
     same = [
         r
         for r in every(config.out)
-        if r.info.get("fingerprint") == config.fingerprint() and r.status != "finished"
+        if r.info.get("fingerprint") == config.fingerprint()
+        and r.status != "finished"
+        and not {"cv", "parent"} & set(r.info)
     ]
     return same[-1] if same else None
 

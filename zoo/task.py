@@ -308,8 +308,10 @@ class Task(ABC, Generic[C]):
             for r in records
         ]
 
-    def foreign(self, predictions: Path) -> list[Record]:
-        """Records from someone else's outputs, so that they can be scored without a model.
+    def foreign(self, predictions: Path) -> Mapping[str, Sequence[Record]]:
+        """Records of each test split from someone else's outputs, scored without a model.
+
+        There are no facts then: `score` and the pictures get an empty dictionary.
 
         Raises:
             ConfigError: The task has no such format.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from zoo import files
 from zoo.config import BaseConfig
 from zoo.errors import TrackingError
-from zoo.privacy import without_credentials
+from zoo.privacy import scrubbed, without_credentials
 from zoo.runs import Run
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "ceph")
 _RETRY_SECONDS = 10.0
+_BATCH = 1000  # metrics MLflow takes in one request
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,9 @@ class _Sender:
             logging.getLogger(name).setLevel(logging.WARNING)
         self.run, self.config, self.uri, self.inputs = run, config, uri, inputs
         self.state = _State(run)
+        known = self.state.values.get("uri")
+        if known and known != without_credentials(uri):  # another store has none of it yet
+            self.state.values |= {"run_id": None, "lines": 0, "artifacts": {}, "closed": None}
         self.client: MlflowClient = MlflowClient(uri)
 
     def ensure(self) -> str:
@@ -155,9 +159,13 @@ class _Sender:
         left = self.client.search_runs([experiment], f"tags.`zoo.run` = '{self.run.name}'")
         created = left[0] if left else self._create(experiment)
         run_id = str(created.info.run_id)
-        self._params(run_id)
+        self._params(run_id, set(left[0].data.params) if left else set())
         self._inputs(run_id)
-        self.state.put(run_id=run_id, uri=without_credentials(self.uri))
+        self.state.put(
+            run_id=run_id,
+            uri=without_credentials(self.uri),
+            **{k: self.state.values[k] for k in ("lines", "artifacts", "closed")},
+        )
         return run_id
 
     def _create(self, experiment: str) -> Any:
@@ -173,7 +181,9 @@ class _Sender:
             local = self.uri.startswith("sqlite:")
             place = (self.config.out / "artifacts").resolve().as_uri() if local else None
             try:
-                return str(self.client.create_experiment(name, artifact_location=place))
+                # The kind makes MLflow's pages open with charts of training, not with traces.
+                kind = {"mlflow.experimentKind": "custom_model_development"}
+                return str(self.client.create_experiment(name, place, tags=kind))
             except MlflowException:  # another run created it in between
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
@@ -206,10 +216,12 @@ class _Sender:
             tags["mlflow.parentRunId"] = info["mlflow_parent"]
         return tags | dict(self.config.tracking.tags)
 
-    def _params(self, run_id: str) -> None:
+    def _params(self, run_id: str, known: set[str]) -> None:
         from mlflow.entities import Param
 
-        params = [Param(k, str(v)[:6000]) for k, v in self.config.flat().items()]
+        # A param can be set once only; a longer training of the same run keeps its first ones.
+        flat = self.config.flat()
+        params = [Param(k, str(v)[:6000]) for k, v in flat.items() if k not in known]
         for start in range(0, len(params), 100):
             self.client.log_batch(run_id, params=params[start : start + 100])
 
@@ -241,20 +253,21 @@ class _Sender:
         done = int(self.state.values["lines"])
         while done < len(rows):
             batch: list[Metric] = []
-            while done < len(rows) and len(batch) + len(rows[done]["values"]) <= 1000:
+            while done < len(rows) and len(batch) < _BATCH:
                 row = rows[done]
                 for name, value in row["values"].items():
                     number = math.nan if value is None else value
                     batch.append(Metric(name, number, row["time"], row["step"]))
                 done += 1
-            self.client.log_batch(run_id, metrics=batch)
+            for start in range(0, len(batch), _BATCH):
+                self.client.log_batch(run_id, metrics=batch[start : start + _BATCH])
             self.state.put(lines=done)
 
     def artifacts(self) -> None:
         """Upload configuration, pictures, report and, on demand, the best checkpoint."""
         run_id = self.ensure()
         paths = [self.run.path / n for n in ("config.yaml", "report.html", "metrics.jsonl")]
-        paths += sorted(self.run.figures.glob("*.png"))
+        paths += self.run.pictures()
         if self.config.tracking.checkpoints:
             from zoo.checkpoint import marked
 
@@ -348,7 +361,7 @@ class Mirror:
                 sender.metrics()
                 self.trouble = ""
             except Exception as error:  # whatever a store throws, training must go on
-                self.trouble = without_credentials(" ".join(str(error).split())[:300])
+                self.trouble = scrubbed(" ".join(str(error).split()))[:300]
                 if self._end.is_set():
                     return
                 self._end.wait(_RETRY_SECONDS)
@@ -383,7 +396,7 @@ def sync(run: Run, config: BaseConfig, uri: str) -> str:
     except Exception as error:
         if isinstance(error, TrackingError):
             raise
-        reason = without_credentials(" ".join(str(error).split())[:300])
+        reason = scrubbed(" ".join(str(error).split()))[:300]
         msg = f"tracking store {without_credentials(uri)}: {reason}; try `zoo runs sync` later"
         raise TrackingError(msg) from error
 

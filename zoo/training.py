@@ -19,7 +19,15 @@ from lightning_fabric import Fabric
 from zoo import checkpoint, evaluation, registry, report, runs
 from zoo.config import BaseConfig, Resolved, resolve
 from zoo.data import leakage, stop_on_errors
-from zoo.engine import Interrupted, Trainer, launch, load_weights, parameters_of, workers_for
+from zoo.engine import (
+    Interrupted,
+    Trainer,
+    launch,
+    load_weights,
+    on_signals,
+    parameters_of,
+    workers_for,
+)
 from zoo.errors import ConfigError, ResumeError
 from zoo.progress import Reporter, figures_line
 from zoo.runs import Run
@@ -98,6 +106,9 @@ def begin(pairs: Sequence[str]) -> Start:
         return Start(resolved, run, note)
     out = Path(words.get("out") or "runs")
     run = runs.find(named, out)
+    if "cv" in run.info:
+        msg = f"{run.name} is a cross-validation; continue it with zoo cv resume={run.name}"
+        raise ResumeError(msg)
     before = resolve([], run.config())
     resolved = resolve(list(pairs), run.config())
     _same_experiment(run, before.config, resolved.config)
@@ -146,15 +157,25 @@ def train(
         reporter.say(start.note)
     task = make(resolved)
     fabric = launch(config)
-    splits = opened(task, reporter)
-    found = _found(start, reporter)
-    facts = found.meta["facts"] if found else _facts(task, splits["train"])
-    inputs = _inputs(config, splits)
-    trainer = Trainer(task, fabric, splits, facts, reporter)
-    if config.weights and not found:
-        load_weights(trainer.model, weights_from(config.weights, config.out))
-    run = _run_folder(start, fabric, inputs, folder, extra)
-    with run.lock() if fabric.is_global_zero else contextlib.nullcontext():
+    if not fabric.is_global_zero:
+        reporter.hush()
+    with contextlib.ExitStack() as held:
+        # Before its checkpoints are read: another process may be about to write newer ones.
+        if start.run is not None and fabric.is_global_zero:
+            held.enter_context(start.run.lock())
+            start.run.tidy()
+        splits = opened(task, reporter)
+        inputs = _inputs(config, splits)
+        if start.run is not None:
+            _same_data(start.run, inputs)
+        found = _found(start, reporter)
+        facts = found.meta["facts"] if found else _facts(task, splits["train"])
+        trainer = Trainer(task, fabric, splits, facts, reporter)
+        if config.weights and not found:
+            load_weights(trainer.model, weights_from(config.weights, config.out))
+        run = _run_folder(start, fabric, inputs, folder, extra)
+        if start.run is None and fabric.is_global_zero:
+            held.enter_context(run.lock())
         if found:
             trainer.restore(found)
             reporter.say(f"resuming {run.name} after step {trainer.at.step}")
@@ -191,6 +212,17 @@ def _inputs(config: BaseConfig, splits: Mapping[str, Split]) -> list[DataInput]:
     ]
 
 
+def _same_data(run: Run, inputs: Sequence[DataInput]) -> None:
+    now, was = as_rows(inputs), run.info.get("inputs", [])
+    changed = [d["name"] for d, w in zip(now, was, strict=False) if d["digest"] != w["digest"]]
+    if changed or len(now) != len(was):
+        msg = (
+            f"run {run.name}: the data changed since it began "
+            f"({', '.join(changed) or 'other splits'}); start a new run"
+        )
+        raise ResumeError(msg)
+
+
 def _run_folder(
     start: Start,
     fabric: Fabric,
@@ -199,14 +231,8 @@ def _run_folder(
     extra: Mapping[str, Any] | None,
 ) -> Run:
     if start.run is not None:
-        now, was = as_rows(inputs), start.run.info.get("inputs", [])
-        changed = [d["name"] for d, w in zip(now, was, strict=False) if d["digest"] != w["digest"]]
-        if changed or len(now) != len(was):
-            msg = (
-                f"run {start.run.name}: the data changed since it began "
-                f"({', '.join(changed) or 'other splits'}); start a new run"
-            )
-            raise ResumeError(msg)
+        if fabric.is_global_zero:
+            start.run.adopt(start.resolved.config)
         return start.run
     path = ""
     if fabric.is_global_zero:
@@ -251,7 +277,8 @@ def _conduct(
             run.update(status="running")
         with reporter:
             trainer.fit()
-        _finish(task, trainer, run, reporter)
+        with on_signals(trainer.leave):
+            _finish(task, trainer, run, reporter)
         status = "finished"
     except (Interrupted, KeyboardInterrupt):
         status = "interrupted"
@@ -284,6 +311,8 @@ def _finish(task: Task[Any], trainer: Trainer, run: Run, reporter: Reporter) -> 
             trainer.facts,
             workers=workers_for(trainer.trainer),
         )
+        for line in outcome.skipped:
+            reporter.warn(f"{name}: skipped {line}")
         if trainer.fabric.is_global_zero:
             scored = keep(task, run, name, outcome.records, trainer.facts)
             results |= {f"{name}/{k}": v for k, v in outcome.metrics.items()}

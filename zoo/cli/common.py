@@ -52,4 +52,7 @@ def table(rows: Sequence[dict[str, Any]], title: str = "") -> None:
         drawn.add_column(name, overflow="fold")
     for row in rows:
         drawn.add_row(*(number(v) for v in row.values()))
-    Console(soft_wrap=False, highlight=False, markup=False).print(drawn)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:  # in a pipe nothing should be folded
+        console = Console(highlight=False, markup=False, width=1000)
+    console.print(drawn)

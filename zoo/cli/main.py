@@ -61,18 +61,17 @@ def main(words: Sequence[str]) -> int:
     """
     debug = "--debug" in words
     try:
-        code = app(args=[w for w in words if w != "--debug"], standalone_mode=False)
+        code = app(
+            args=[w for w in words if w != "--debug"], prog_name="zoo", standalone_mode=False
+        )
     except ZooError as error:
         if debug:
             raise
         for line in str(error).splitlines():
             _red(line)
         return error.exit_code
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        _red("interrupted")
-        return 130
+    except KeyboardInterrupt:  # Typer itself turns most of them into this number
+        code = 130
     except BrokenPipeError:  # `zoo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -84,12 +83,17 @@ def main(words: Sequence[str]) -> int:
                 _red(f"{type(error).__name__}: {' '.join(str(error).split())}; --debug shows more")
                 return 1
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # `zoo data`: its text is the help
+            print(describe(), file=sys.stderr)
+            return 2
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "zoo"
         message = " ".join(describe().split())
         if message:
             _red(f"{path}: {message} See '{path} --help'.")
         return int(getattr(error, "exit_code", 2))
+    if code == 130:
+        _red("interrupted")
     return code if isinstance(code, int) else 0
 
 

@@ -48,7 +48,8 @@ def list_runs(context: typer.Context, out: Out = Path("runs"), as_json: Json = F
     elif not rows:
         typer.echo(f"no runs in {out}")
     else:
-        table(rows)
+        shown = ("run", "preset", "seed", "state", "result")
+        table([{k: row[k] for k in shown} for row in rows])
 
 
 def sync(

@@ -68,6 +68,7 @@ class WsiSplit(ListSplit):
         in_memory: Keep bags after the first reading.
         batch_size: Bags a batch.
         shuffle: Random order, for training; a smaller last batch is then dropped.
+        kept: Bags by slide name that were read already and need not be read again.
 
     Attributes:
         width: Features F of an instance.
@@ -89,6 +90,7 @@ class WsiSplit(ListSplit):
         in_memory: bool = True,
         batch_size: int = 1,
         shuffle: bool = False,
+        kept: Mapping[str, Bag] | None = None,
     ) -> None:
         seen = [peeks[bag.id] for bag in bags]
         digest = fingerprint(
@@ -111,7 +113,8 @@ class WsiSplit(ListSplit):
         self.width = common_width(seen)
         self.in_memory = in_memory
         self.notes: list[str] = []
-        self._kept: dict[int, Bag] = {}
+        have = kept or {}
+        self._kept = {i: have[bag.id] for i, bag in enumerate(bags) if bag.id in have}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the bags in memory, which would be copied into every worker."""
@@ -220,6 +223,7 @@ def _splits(config: Config, found: Survey) -> dict[str, WsiSplit]:
             in_memory=config.data.in_memory,
             batch_size=config.trainer.batch_size,
             shuffle=part == "train",
+            kept=found.kept,
         )
         if found.skipped:
             split.notes.append(f"{len(found.skipped)} slides of the data set were skipped")
@@ -300,7 +304,7 @@ def instance_statistics(split: WsiSplit) -> tuple[np.ndarray, np.ndarray]:
 
 
 def inputs(
-    paths: Sequence[Path], facts: Facts, *, batch_size: int = 1, in_memory: bool = False
+    paths: Sequence[Path], facts: Facts, *, batch_size: int = 1, skip: bool = False
 ) -> WsiSplit:
     """Slides to predict on: feature files, folders of them, an ACMIL file, tables.
 
@@ -310,10 +314,11 @@ def inputs(
         paths: Files and folders in any layout the adapter reads.
         facts: Of the trained model: `width`, `classes`, `merge`, `extraction`.
         batch_size: Bags a batch.
-        in_memory: Keep bags after the first reading.
+        skip: Leave out what is broken, with a note, instead of stopping.
 
     Returns:
-        A split whose `notes` say where the slides differ from what the model was trained on.
+        A split whose `notes` say what was skipped and where the slides differ from what the model
+        was trained on.
 
     Raises:
         DataError: A path holds no features, two slides have one name, a file is broken, or the
@@ -326,19 +331,11 @@ def inputs(
                 msg = f"{bag.where}: slide '{bag.id}' is also in {bags[bag.id].where}"
                 raise DataError(msg)
             bags[bag.id] = bag
-    peeks, broken = inspect(bags.values(), deep=False)
-    width = int(facts["width"])
-    wrong = next((name for name, peek in peeks.items() if peek.width != width), None)
-    if wrong is not None:
-        encoder = dict(facts.get("extraction", {})).get("encoder")
-        told = f" ({encoder})" if encoder else ""
-        msg = (
-            f"{bags[wrong].where}: {peeks[wrong].width} features an instance, but the model was "
-            f"trained on {width}{told}; extract the slides with the same encoder"
-        )
-        raise DataError(msg)
-    stop_on_errors(list(broken.values()))
-    names = sorted(bags)
+    kept: dict[str, Bag] = {}
+    peeks, broken = _fitting(bags, facts, kept)
+    if not (skip and peeks):
+        stop_on_errors(list(broken.values()))
+    names = sorted(peeks)
     classes = tuple(facts.get("classes", ()))
     merge = dict(facts.get("merge", {}))
     split = WsiSplit(
@@ -348,11 +345,31 @@ def inputs(
         peeks,
         classes,
         merge=merge,
-        in_memory=in_memory,
+        in_memory=False,
         batch_size=batch_size,
+        kept=kept,
     )
-    split.notes = _differences(split, facts.get("extraction", {}))
+    split.notes = [f"skipped {finding.line()}" for finding in broken.values()]
+    split.notes += _differences(split, facts.get("extraction", {}))
     return split
+
+
+def _fitting(
+    bags: Mapping[str, BagFile], facts: Facts, kept: dict[str, Bag]
+) -> tuple[dict[str, Peek], dict[str, Finding]]:
+    """As `inspect`, for bags of the width that the model was trained on."""
+    peeks, broken = inspect(bags.values(), False, kept)
+    width = int(facts["width"])
+    encoder = dict(facts.get("extraction", {})).get("encoder")
+    told = f" ({encoder})" if encoder else ""
+    for name in [name for name, peek in peeks.items() if peek.width != width]:
+        what = (
+            f"{peeks.pop(name).width} features an instance, but the model was trained on "
+            f"{width}{told}"
+        )
+        remedy = "extract the slides with the same encoder"
+        broken[name] = Finding("error", what, bags[name].where, remedy)
+    return peeks, broken
 
 
 def _bags_at(path: Path) -> Iterable[BagFile]:

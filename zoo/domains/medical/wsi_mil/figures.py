@@ -58,11 +58,12 @@ def roc(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -
         false, true, _ = roc_curve(positive, probabilities[:, c])
         area = binary_auc(positive, probabilities[:, c])
         colour = _COLOURS[c % len(_COLOURS)]
-        axes.plot(false, true, color=colour, label=f"{classes[c]}, AUC {area:.3f}")
+        axes.plot(false, true, color=colour, label=f"{_short(classes[c])}, AUC {area:.3f}")
     axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--")
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     axes.set_title(f"ROC, {len(labels)} slides", fontsize=11)
-    axes.legend(loc="lower right", fontsize=9, frameon=False)
+    if axes.get_legend_handles_labels()[0]:  # slides of one class have no curve
+        axes.legend(loc="lower right", fontsize=9, frameon=False)
     return figure
 
 
@@ -85,7 +86,9 @@ def confusion(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[s
 
 
 def _short(text: str, most: int = 18) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """A class name that matplotlib shows as it is: no formula, no hidden legend entry, not long."""
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    return (" " if cut.startswith("_") else "") + cut.replace("$", r"\$")
 
 
 def concentration(records: Sequence[Record], classes: Sequence[str]) -> Figure:
@@ -96,7 +99,7 @@ def concentration(records: Sequence[Record], classes: Sequence[str]) -> Figure:
     labels = np.array([int(r.values["label"]) for r in records])
     for c in np.unique(labels):
         mine = labels == c
-        name = classes[c] if c >= 0 else "unknown"
+        name = _short(classes[c]) if c >= 0 else "unknown"
         axes.scatter(
             sizes[mine], held[mine], s=16, alpha=0.7, color=_COLOURS[c % len(_COLOURS)], label=name
         )

@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from zoo.domains.medical.wsi_mil.bags import BagFile, Peek
+import psutil
+
+from zoo.domains.medical.wsi_mil.bags import Bag, BagFile, Peek
 from zoo.domains.medical.wsi_mil.config import WsiData
 from zoo.domains.medical.wsi_mil.layouts import Source, find
 from zoo.domains.medical.wsi_mil.tables import (
@@ -29,6 +31,9 @@ from zoo.task import Finding
 T = TypeVar("T")
 # Differences in these mean that slides were extracted in different ways.
 _MUST_AGREE = ("encoder", "target_magnification", "patch_size", "patch_level", "overlap")
+# Bytes of bags that are read whole before a training, so that a value that is not finite is told
+# while nothing has been written; what was read stays in memory. Larger data sets take too long.
+_READ_FIRST = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Survey:
         peeks: Sound slide -> shapes and extraction settings.
         findings: Everything that is wrong; errors are warnings under `data.on_error=skip`.
         skipped: Slides left out because something is wrong with them.
+        kept: Slide -> its bag, where looking it over meant reading it and it may stay in memory.
     """
 
     source: Source
@@ -56,15 +62,17 @@ class Survey:
     peeks: Mapping[str, Peek]
     findings: Sequence[Finding]
     skipped: Sequence[str]
+    kept: Mapping[str, Bag] = field(default_factory=dict)
 
 
-def survey(data: WsiData, deep: bool = False) -> Survey:
+def survey(data: WsiData, deep: bool = False, keep: bool = False) -> Survey:
     """Find bags, labels and splits, and look at every bag that is used.
 
     Args:
         data: The data section.
         deep: Read every value of every bag, used or not. Bags are skipped before training starts,
             so `data.on_error=skip` always reads everything.
+        keep: Read every value of a small data set that is to be kept in memory, and keep it.
 
     Raises:
         DataError: There is nothing to look over: no features, labels, or split file as configured.
@@ -76,7 +84,8 @@ def survey(data: WsiData, deep: bool = False) -> Survey:
     findings = _unpaired(source, labels, given, skip)
     usable = source.bags.keys() & labels.label.keys()
     used = sorted(usable if given is None else usable.intersection(_listed(given)))
-    peeks, broken = inspect([source.bags[s] for s in used], deep or skip)
+    kept: dict[str, Bag] | None = {} if keep and data.in_memory else None
+    peeks, broken = inspect([source.bags[s] for s in used], deep or skip, kept)
     findings += [_level(f, skip) for f in broken.values()]
     if deep:
         others = [bag for name, bag in source.bags.items() if name not in set(used)]
@@ -94,40 +103,58 @@ def survey(data: WsiData, deep: bool = False) -> Survey:
     parts = _or_note(lambda: _divide(given, sound, groups, data), Parts("", {}), findings)
     wanted = used if given is None else _listed(given)
     skipped = [s for s in wanted if s not in peeks]
-    return Survey(source, labels, parts, classes, index, groups, peeks, findings, skipped)
+    return Survey(
+        source, labels, parts, classes, index, groups, peeks, findings, skipped, kept or {}
+    )
 
 
-def inspect(bags: Iterable[BagFile], deep: bool) -> tuple[dict[str, Peek], dict[str, Finding]]:
+def inspect(
+    bags: Iterable[BagFile], deep: bool, kept: dict[str, Bag] | None = None
+) -> tuple[dict[str, Peek], dict[str, Finding]]:
     """Look at bags; all must have the width that most of them have.
 
     Args:
         bags: The bags.
         deep: Read and check every value, not shapes alone.
+        kept: Takes the bags, which are then read even if not `deep`, provided that all together
+            are small.
 
     Returns:
         Slide -> what was seen, for sound bags; slide -> error, for the others.
     """
     peeks: dict[str, Peek] = {}
     broken: dict[str, Finding] = {}
-    where: dict[str, str] = {}
-    for bag in bags:
-        where[bag.id] = bag.where
+    files = {bag.id: bag for bag in bags}
+    for name, bag in files.items():
         try:
-            peeks[bag.id] = bag.peek()
-            if deep:
-                bag.read()
+            peeks[name] = bag.peek()
         except DataError as error:
-            peeks.pop(bag.id, None)
-            broken[bag.id] = Finding("error", str(error))
+            broken[name] = Finding("error", str(error))
+    keep = kept is not None and _small(peeks.values())
+    for name in list(peeks) if deep or keep else ():
+        try:
+            content = files[name].read()
+        except DataError as error:
+            del peeks[name]
+            broken[name] = Finding("error", str(error))
+        else:
+            if kept is not None and keep:
+                kept[name] = content
     width = common_width(peeks.values())
     for name, peek in list(peeks.items()):
         if peek.width != width:
             del peeks[name]
             told = f"slide '{name}' has {peek.width} features an instance, other slides {width}"
             broken[name] = Finding(
-                "error", told, where[name], "extract it with the encoder of the others"
+                "error", told, files[name].where, "extract it with the encoder of the others"
             )
     return peeks, broken
+
+
+def _small(peeks: Iterable[Peek]) -> bool:
+    """Whether the bags may be read before a training and stay in memory."""
+    size = sum(4 * peek.count * peek.width for peek in peeks)
+    return bool(size <= min(_READ_FIRST, psutil.virtual_memory().available // 2))
 
 
 def common_width(peeks: Iterable[Peek]) -> int:

@@ -22,10 +22,10 @@ from zoo.domains.medical.wsi_mil.metrics import (
     instances_for_share,
     slide_metrics,
 )
-from zoo.domains.medical.wsi_mil.model import MilOutput, build_model, default_inner
+from zoo.domains.medical.wsi_mil.model import HEADS, MilOutput, build_model, default_inner
 from zoo.domains.medical.wsi_mil.schedule import lr_factor
 from zoo.domains.medical.wsi_mil.survey import Survey, survey
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, DataError
 from zoo.privacy import alias
 from zoo.task import (
     Batch,
@@ -99,16 +99,22 @@ class WsiMil(Task[Config]):
         settled = self.config.data.model_copy(update={"root": self.root()})
         return self.config.model_copy(update={"data": settled})
 
-    def _survey(self) -> Survey:
-        if self._found is None:
-            self._found = survey(self._settled().data)
+    def _survey(self, deep: bool = False) -> Survey:
+        if self._found is None or deep:
+            self._found = survey(self._settled().data, deep=deep, keep=True)
         return self._found
 
     def check(self, deep: bool = False) -> list[Finding]:
-        """Findings on every slide; with `deep`, every feature value is read."""
-        if deep:
-            return data.check(self._settled(), deep=True)
-        return data.check(self._settled(), deep=False, found=self._survey())
+        """Findings on every slide.
+
+        With `deep` every feature value is read; without, those of a data set small enough to be
+        kept in memory, so that a value that is not finite is told before a training starts.
+        """
+        try:
+            found = self._survey(deep)
+        except DataError as error:
+            return [Finding("error", str(error))]
+        return data.check(self._settled(), found=found)
 
     def folds(self) -> list[dict[str, str]]:
         """One training a fold by patient (`data.folds`) or a split file."""
@@ -142,6 +148,9 @@ class WsiMil(Task[Config]):
         settings = self.config.model
         width = int(facts["width"])
         inner = settings.inner or default_inner(width)
+        if settings.arch.endswith("mha") and inner % HEADS:
+            msg = f"model.inner={inner}: the {HEADS} heads of {settings.arch} need a multiple of it"
+            raise ConfigError(msg)
         options = settings.model_dump(exclude={"arch", "inner"})
         try:
             net = build_model(settings.arch, width, inner, len(facts["classes"]), **options)
@@ -300,7 +309,8 @@ class WsiMil(Task[Config]):
 
     def inputs(self, paths: Sequence[Path], facts: Facts) -> Split:
         """Bags in any layout the adapter reads."""
-        return cast("Split", data.inputs(paths, facts))
+        skip = self.config.data.on_error == "skip"
+        return cast("Split", data.inputs(paths, facts, skip=skip))
 
     def rows(self, records: Sequence[Record], facts: Facts) -> list[dict[str, Any]]:
         """Label, probabilities and how many instances hold 90 % of the attention."""
