@@ -78,8 +78,11 @@ def launch(config: BaseConfig) -> Fabric:
         fabric.launch()
     except (RuntimeError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
-        msg = f"trainer.accelerator={trainer.accelerator}, trainer.devices={trainer.devices}: "
-        raise ConfigError(f"{msg}{reason}; `zoo doctor` says what is here") from error
+        msg = (
+            f"trainer.accelerator={trainer.accelerator}, trainer.devices={trainer.devices}: "
+            f"{reason}; `zoo doctor` says what is here"
+        )
+        raise ConfigError(msg) from error
     return fabric
 
 

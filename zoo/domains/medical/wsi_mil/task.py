@@ -22,7 +22,8 @@ from zoo.domains.medical.wsi_mil.metrics import (
     instances_for_share,
     slide_metrics,
 )
-from zoo.domains.medical.wsi_mil.model import HEADS, MilOutput, build_model, default_inner
+from zoo.domains.medical.wsi_mil.model import MilOutput, build_model, default_inner
+from zoo.domains.medical.wsi_mil.parts import HEADS
 from zoo.domains.medical.wsi_mil.schedule import lr_factor
 from zoo.domains.medical.wsi_mil.survey import Survey, survey
 from zoo.errors import ConfigError, DataError
