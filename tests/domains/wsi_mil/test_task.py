@@ -284,7 +284,7 @@ def test_official_weights_load_strictly_into_the_model() -> None:
 
 def test_sizes_that_do_not_fit_together() -> None:
     task = task_of(None, "model.arch=acmil_mha", "model.inner=9")
-    with pytest.raises(ConfigError, match=r"model: inner=9"):
+    with pytest.raises(ConfigError, match=r"model.inner=9: the 8 heads"):
         task.model(FACTS)
 
 
