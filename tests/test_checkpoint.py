@@ -289,3 +289,13 @@ def test_pruning_keeps_the_newest_the_best_and_what_is_yet_to_be_written_anew(
 def test_weights_are_plain_safetensors(tmp_path: Path) -> None:
     loaded = load_file(_save(tmp_path, 1) / "model.safetensors")
     assert loaded.keys() == MODEL.keys()
+
+
+def test_a_changed_fact_is_damage(tmp_path: Path) -> None:
+    path = _save(tmp_path, 1, w=torch.ones(2))
+    meta = path / "meta.json"
+    changed = json.loads(meta.read_text())
+    changed["facts"] = {"mean": [0.0]}
+    meta.write_text(json.dumps(changed))
+    with pytest.raises(WeightsError, match="meta.json is damaged"):
+        checkpoint.load(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,10 @@ def test_max_steps_stops_in_the_middle_of_an_epoch(out: Path) -> None:
 def test_log_every_logs_means_of_the_steps_since(out: Path) -> None:
     every = series(fitted(Toy(config(out, batch_size=2, epochs=2)))[1], "train/loss")
     _, run = fitted(Toy(config(out, batch_size=2, epochs=2, log_every=3)))
-    assert series(run, "train/loss") == pytest.approx([np.mean(every[:3]), np.mean(every[3:6])])
+    # Four steps an epoch: each third step, and what is left over at the end of an epoch.
+    parts = [every[:3], every[3:4], every[4:6], every[6:]]
+    assert series(run, "train/loss") == pytest.approx([np.mean(part) for part in parts])
+    assert [step for name, step in values(run) if name == "train/loss"] == [3, 4, 6, 8]
     epochs = [np.mean(every[:4]), np.mean(every[4:])]
     assert series(run, "train/epoch_loss") == pytest.approx(epochs)
 
@@ -334,6 +338,32 @@ def test_broken_items_are_skipped_and_counted(out: Path, workers: int) -> None:
     assert len(good_losses) == 6  # the batch of p4 and p5 has nothing, in both epochs
     first = series(run, "train/epoch_loss")[0]
     assert first == pytest.approx(np.mean(good_losses[:3]))
+
+
+def test_a_step_with_a_skipped_batch_is_the_mean_of_the_others(out: Path) -> None:
+    broken = Toy(config(out, on_error="skip", batch_size=2, accumulate=2, max_steps=1))
+    broken.train = Points(4, batch_size=2, broken=["p2", "p3"])
+    alone = Toy(config(out, batch_size=2, max_steps=1))
+    alone.train = Points(2, batch_size=2)
+    one, first = fitted(broken)
+    two, second = fitted(alone)
+    assert torch.equal(_weights(one.model), _weights(two.model))
+    assert series(first, "train/loss") == series(second, "train/loss")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_whatever_a_library_raises_the_item_is_named(
+    out: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Toy(config(out, batch_size=2, workers=workers))
+    read = task.train.item
+
+    def item(index: int, rng: np.random.Generator) -> Any:
+        return {}["data"] if index == 5 else read(index, rng)
+
+    monkeypatch.setattr(task.train, "item", item)
+    with pytest.raises(DataError, match="'p5': KeyError: 'data'"):
+        fitted(task)
 
 
 def test_skipped_items_survive_an_interruption_in_the_middle_of_an_epoch(out: Path) -> None:

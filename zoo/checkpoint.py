@@ -8,6 +8,7 @@ names the newest and the best. A file whose hash is wrong is never used.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import secrets
@@ -101,7 +102,8 @@ def save(
         for name in (_MODEL, _STATE):
             files.sync(fresh / name)
             hashes[name] = files.sha256(fresh / name)
-        files.write_json(fresh / _META, {"format": FORMAT, "step": step, **meta, "sha256": hashes})
+        body = {"format": FORMAT, "step": step, **meta}
+        files.write_json(fresh / _META, body | {"sha256": hashes | {_META: _seal(body)}})
         files.sync(fresh)
         fresh.chmod(0o755)
         if final.exists():  # written again after a resume; the old one may be the broken one
@@ -115,6 +117,11 @@ def save(
         raise
     clean(folder)
     return final
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    """Hash of the metadata themselves: a flipped digit in the facts would predict nonsense."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def clean(folder: Path) -> None:
@@ -179,12 +186,17 @@ def load(path: Path, *, weights_only: bool = False) -> Checkpoint:
     if meta["format"] > FORMAT:
         msg = f"checkpoint {path}: format {meta['format']} is newer than this zoo; upgrade it"
         raise WeightsError(msg)
+    hashes = meta.get("sha256")
+    body = {k: v for k, v in meta.items() if k != "sha256"}
+    if not isinstance(hashes, dict) or hashes.get(_META) != _seal(body):
+        msg = f"checkpoint {path}: {_META} is damaged (its hash differs); use another checkpoint"
+        raise WeightsError(msg)
     for name in (_MODEL,) if weights_only else (_MODEL, _STATE):
         file = path / name
         if not file.is_file():
             msg = f"checkpoint {path}: {name} is missing; use another checkpoint"
             raise WeightsError(msg)
-        if files.sha256(file) != meta.get("sha256", {}).get(name):
+        if files.sha256(file) != hashes.get(name):
             msg = f"checkpoint {path}: {name} is damaged (its hash differs); use another checkpoint"
             raise WeightsError(msg)
     try:

@@ -292,7 +292,7 @@ class Trainer:
             self._enter(self.task.phase(self.at.epoch, self.at.within))
             micro = math.ceil(len(group) / world)
             losses: dict[str, float] = {}
-            items, waited = 0, 0.0
+            items, waited, missed = 0, 0.0, 0
             for turn in range(micro):
                 begun = time.perf_counter()
                 names, batch = next(stream)
@@ -302,6 +302,7 @@ class Trainer:
                     if world > 1:
                         msg = "a whole batch is broken, which several processes cannot skip"
                         raise TrainingError(msg)
+                    missed += 1
                     continue
                 weight = world / len(group) if real else 0.0
                 parts = self._backward(batch, names, turn, weight, turn == micro - 1)
@@ -309,6 +310,10 @@ class Trainer:
                 for name, value in parts.items():
                     losses[name] = losses.get(name, 0.0) + value * weight / world
             if items:
+                # The mean is over the batches there were, skipped ones left out.
+                share = len(group) / (len(group) - missed)
+                losses = {name: value * share for name, value in losses.items()}
+                self._scale(share)
                 self._update(len(groups))
             self.at.step += 1
             self.at.within += 1
@@ -334,6 +339,11 @@ class Trainer:
             if loss.requires_grad:
                 self.fabric.backward(loss * weight)
         return {k: float(v.detach()) for k, v in parts.items()}
+
+    def _scale(self, share: float) -> None:
+        for parameter in self.model.parameters() if share != 1.0 else ():
+            if parameter.grad is not None:
+                parameter.grad.mul_(share)
 
     def _update(self, steps: int) -> None:
         stepping = self.phase.step if self.phase else tuple(self.optims)
@@ -403,7 +413,8 @@ class Trainer:
         at = self.at
         if losses:  # not if every item of the step was skipped
             at.add(losses)
-        if at.step % self.trainer.log_every == 0:
+        # An epoch shorter than log_every, or its last steps, would otherwise never be shown.
+        if at.step % self.trainer.log_every == 0 or at.within == steps or self._enough():
             rates = {
                 "train/lr" + (f"_{k}" if len(self.optims) > 1 else ""): o.optimiser.param_groups[0][
                     "lr"
@@ -426,8 +437,6 @@ class Trainer:
         at = self.at
         ended = at.epoch + 1
         means = {f"train/epoch_{k}": v for k, v in at.take("epoch").items()}
-        # What an epoch shorter than log_every, or its last steps, would otherwise never show.
-        self.log({f"train/{k}": v for k, v in at.take("log").items()})
         self.log(means | {"train/epoch": ended} | pace.summary())
         last = ended == self.trainer.epochs or self._enough()
         outcome = None

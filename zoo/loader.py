@@ -37,8 +37,10 @@ class _Items(Dataset[Any]):
         reseed(int(rng.integers(2**63)))
         try:
             return index, self.split.item(index, rng), ""
-        except (ZooError, OSError, ValueError) as error:
+        except Exception as error:  # libraries raise all sorts at a broken file
             line = " ".join(str(error).split())
+            if not isinstance(error, (ZooError, OSError, ValueError)):
+                line = f"{type(error).__name__}: {line}"
             if name not in line:
                 line = f"'{name}': {line}"
             if self.on_error == "skip":

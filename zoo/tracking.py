@@ -149,6 +149,8 @@ class _Sender:
         if known and known != without_credentials(uri):  # another store has none of it yet
             self.state.values |= {"run_id": None, "lines": 0, "artifacts": {}, "closed": None}
         self.client: MlflowClient = MlflowClient(uri)
+        self._bytes = 0
+        self._waiting: list[dict[str, Any]] = []
 
     def ensure(self) -> str:
         """Create the MLflow run if there is none yet, with params, tags and data inputs."""
@@ -249,19 +251,37 @@ class _Sender:
         from mlflow.entities import Metric
 
         run_id = self.ensure()
-        rows = self.run.metrics()
-        done = int(self.state.values["lines"])
-        while done < len(rows):
+        self._read()
+        while self._waiting:
             batch: list[Metric] = []
-            while done < len(rows) and len(batch) < _BATCH:
-                row = rows[done]
+            taken = 0
+            for row in self._waiting:
+                if batch and len(batch) + len(row["values"]) > _BATCH:
+                    break
                 for name, value in row["values"].items():
                     number = math.nan if value is None else value
                     batch.append(Metric(name, number, row["time"], row["step"]))
-                done += 1
+                taken += 1
             for start in range(0, len(batch), _BATCH):
                 self.client.log_batch(run_id, metrics=batch[start : start + _BATCH])
-            self.state.put(lines=done)
+            del self._waiting[:taken]
+            self.state.put(lines=int(self.state.values["lines"]) + taken)
+
+    def _read(self) -> None:
+        """Take up the whole lines that were appended to metrics.jsonl since the last time."""
+        if not self.run.metrics_file.exists():
+            return
+        first = self._bytes == 0
+        with self.run.metrics_file.open("rb") as file:
+            file.seek(self._bytes)
+            body = file.read()
+        whole = body[: body.rfind(b"\n") + 1]
+        self._bytes += len(whole)
+        rows = []
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        self._waiting += rows[int(self.state.values["lines"]) :] if first else rows
 
     def artifacts(self) -> None:
         """Upload configuration, pictures, report and, on demand, the best checkpoint."""
