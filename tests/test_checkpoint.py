@@ -297,5 +297,5 @@ def test_a_changed_fact_is_damage(tmp_path: Path) -> None:
     changed = json.loads(meta.read_text())
     changed["facts"] = {"mean": [0.0]}
     meta.write_text(json.dumps(changed))
-    with pytest.raises(WeightsError, match="meta.json is damaged"):
+    with pytest.raises(WeightsError, match=r"meta\.json is damaged"):
         checkpoint.load(path)

@@ -15,22 +15,52 @@ from zoo.kernels._ragged import (
     bag_bounds,
     full_precision,
     mask_logits,
+)
+from zoo.kernels.broadcast_gate import BroadcastGate, broadcast_gate, legacy_resize
+from zoo.kernels.channel_attention import (
+    ChannelAttention,
+    channel_attention,
+    channel_mutual_attention,
+)
+from zoo.kernels.few_key_attention import FewKeyAttention
+from zoo.kernels.gated_attention_pool import (
+    GatedAttentionPool,
+    gated_logits,
+    pool_from_features,
     softmax_pool,
 )
-from zoo.kernels.gated_attention_pool import GatedAttentionPool, gated_logits
+from zoo.kernels.mutual_attention import (
+    MutualAttention,
+    signed_sqrt_attention,
+    two_stream_attention,
+)
 from zoo.kernels.query_pool import QueryPool, QueryPooled, project_values, query_logits
+from zoo.kernels.rank_counts import RankResult, rank_counts
 
 __all__ = [
     "MASKED",
+    "BroadcastGate",
+    "ChannelAttention",
+    "FewKeyAttention",
     "GatedAttentionPool",
+    "MutualAttention",
     "Pooled",
     "QueryPool",
     "QueryPooled",
+    "RankResult",
     "bag_bounds",
+    "broadcast_gate",
+    "channel_attention",
+    "channel_mutual_attention",
     "full_precision",
     "gated_logits",
+    "legacy_resize",
     "mask_logits",
+    "pool_from_features",
     "project_values",
     "query_logits",
+    "rank_counts",
+    "signed_sqrt_attention",
     "softmax_pool",
+    "two_stream_attention",
 ]

@@ -43,6 +43,22 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def check_bounds(cu_seqlens: Tensor | None) -> None:
+    """Checks of packed bounds that need not read them, which would stall a GPU.
+
+    Raises:
+        ValueError: They are not an integer vector of at least two numbers.
+    """
+    if cu_seqlens is None:
+        return
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2:
+        msg = f"cu_seqlens must have the shape (bags + 1,), got {tuple(cu_seqlens.shape)}"
+        raise ValueError(msg)
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        msg = f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}"
+        raise ValueError(msg)
+
+
 def bag_bounds(cu_seqlens: Tensor | None, rows: int) -> list[tuple[int, int]]:
     """First and last-plus-one row of each bag.
 
@@ -55,12 +71,7 @@ def bag_bounds(cu_seqlens: Tensor | None, rows: int) -> list[tuple[int, int]]:
     """
     if cu_seqlens is None:
         return [(0, rows)]
-    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2:
-        msg = f"cu_seqlens must have the shape (bags + 1,), got {tuple(cu_seqlens.shape)}"
-        raise ValueError(msg)
-    if cu_seqlens.dtype not in (torch.int32, torch.int64):
-        msg = f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}"
-        raise ValueError(msg)
+    check_bounds(cu_seqlens)
     ends: list[int] = cu_seqlens.tolist()
     bounds = list(pairwise(ends))
     if ends[0] != 0 or ends[-1] != rows or any(start > end for start, end in bounds):

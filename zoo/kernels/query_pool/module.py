@@ -6,8 +6,15 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from zoo.kernels._ragged import full_precision, mask_logits, softmax_pool
-from zoo.kernels.query_pool.reference import absorb_queries, project_values, query_logits
+from zoo.kernels._ragged import full_precision, mask_logits
+from zoo.kernels.gated_attention_pool.op import softmax_pool
+from zoo.kernels.query_pool.op import attend, has_fast_form
+from zoo.kernels.query_pool.reference import (
+    absorb_queries,
+    check_tokens,
+    project_values,
+    query_logits,
+)
 
 
 class QueryPooled(NamedTuple):
@@ -131,6 +138,11 @@ class QueryPool(nn.Module):
         Raises:
             ValueError: Shapes do not fit, or the bounds are wrong.
         """
+        if mask is None and has_fast_form(kv):
+            vectors, offsets = self.absorb(queries)
+            check_tokens(vectors, kv, cu_seqlens)
+            pooled, logits, lse = attend(kv, vectors, offsets, cu_seqlens, self.key_norm)
+            return QueryPooled(self.project(pooled, lse != float("-inf")), logits, lse)
         logits = self.query_logits(queries, kv)
         if mask is not None:
             logits = mask_logits(logits, mask)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zoo.kernels._ragged import bag_bounds, full_precision, statistics_dtype
+from zoo.kernels._ragged import bag_bounds, check_bounds, full_precision, statistics_dtype
 
 
 def absorb_queries(
@@ -37,11 +37,41 @@ def absorb_queries(
     with full_precision(projected):
         split = torch.unflatten(projected, -1, (heads, width)).transpose(-3, -2) * width**-0.5
         keys = torch.unflatten(key_weight.to(projected.dtype), 0, (heads, width))
-        vectors = (split @ keys).flatten(-3, -2)
+        # One product a head for all queries: broadcasting would copy the weights for each bag.
+        vectors = torch.einsum("...hqd,hdc->...hqc", split, keys).flatten(-3, -2)
         if key_bias is None:
             return vectors, vectors.new_zeros(vectors.shape[:-1])
         shift = torch.unflatten(key_bias.to(projected.dtype), 0, (heads, 1, width))
         return vectors, (split * shift).sum(-1).flatten(-2)
+
+
+def check_tokens(vectors: Tensor, tokens: Tensor, cu_seqlens: Tensor | None = None) -> None:
+    """Refuses tokens that absorbed queries cannot score.
+
+    Args:
+        vectors: (R, C) or (B, R, C).
+        tokens: (N, C) or (B, N, C).
+        cu_seqlens: (B + 1,) bounds of packed tokens, or None.
+
+    Raises:
+        ValueError: Batch axes or widths do not fit.
+    """
+    wrong = tokens.dim() not in (2, 3) or tokens.shape[-1] != vectors.shape[-1]
+    if tokens.dim() == 2:
+        wrong = wrong or vectors.dim() != 2
+    elif vectors.dim() == 3:
+        wrong = wrong or vectors.shape[0] != tokens.shape[0]
+    if wrong:
+        msg = (
+            "tokens (N, C) go with queries (Q, C) shared by all bags, tokens (B, N, C) with "
+            f"(Q, C) or (B, Q, C); got tokens {tuple(tokens.shape)} and absorbed queries "
+            f"{tuple(vectors.shape)}"
+        )
+        raise ValueError(msg)
+    if tokens.dim() == 3 and cu_seqlens is not None:
+        msg = "cu_seqlens belongs to packed rows (N, D); x has a batch axis already"
+        raise ValueError(msg)
+    check_bounds(cu_seqlens)
 
 
 def query_logits(vectors: Tensor, offsets: Tensor, tokens: Tensor) -> Tensor:
@@ -58,13 +88,7 @@ def query_logits(vectors: Tensor, offsets: Tensor, tokens: Tensor) -> Tensor:
     Raises:
         ValueError: Batch axes or widths do not fit.
     """
-    if tokens.shape[-1] != vectors.shape[-1] or (tokens.dim() == 2 and vectors.dim() != 2):
-        msg = (
-            "tokens (N, C) go with queries (Q, C) shared by all bags, tokens (B, N, C) with "
-            f"(Q, C) or (B, Q, C); got tokens {tuple(tokens.shape)} and absorbed queries "
-            f"{tuple(vectors.shape)}"
-        )
-        raise ValueError(msg)
+    check_tokens(vectors, tokens)
     precise = statistics_dtype(tokens)
     with full_precision(tokens):
         return tokens.to(precise) @ vectors.to(precise).mT + offsets.to(precise).unsqueeze(-2)
@@ -90,7 +114,8 @@ def project_values(
         (..., Q, I).
     """
     weight = torch.unflatten(value_weight, 0, (heads, -1))
-    values = torch.unflatten(pooled, -2, (heads, -1)).to(weight.dtype) @ weight.mT
+    split = torch.unflatten(pooled, -2, (heads, -1)).to(weight.dtype)
+    values = torch.einsum("...hqc,hdc->...hqd", split, weight)
     if value_bias is not None:
         bias = torch.unflatten(value_bias, 0, (heads, 1, -1))
         if mass is not None:

@@ -251,11 +251,13 @@ class AcmilGA(MilModel):
 
     def vectors(self, instances: Tensor, cu_seqlens: Tensor | None, stkim: Stkim) -> SlideVectors:
         """Pools reduced instances (N, L) of packed slides into what is classified."""
-        logits = self.pool.gated_logits(instances)
-        if stkim.active:
+        if stkim.active:  # the mask depends on the logits, so these come first
+            logits = self.pool.gated_logits(instances)
             mask = self._mask(logits.mT.unsqueeze(0), cu_seqlens, stkim)
             logits = mask_logits(logits, mask.squeeze(0).mT)
-        pooled, _ = softmax_pool(logits, instances, cu_seqlens)
+            pooled, _ = softmax_pool(logits, instances, cu_seqlens)
+        else:
+            pooled, logits, _ = self.pool(instances, cu_seqlens)
         return SlideVectors(pooled.mean(dim=1), pooled, logits.mT.unsqueeze(0))
 
 
