@@ -15,6 +15,7 @@ from tests import killing
 from tests.killing import Kill
 from tests.running import flip, good, histories, only_run, run_zoo, values
 from zoo import checkpoint
+from zoo.runs import Run
 
 NO_TRACKING = "tracking.enabled=false"
 BAGS = ["task=stub_bags", "trainer.epochs=4", "trainer.log_every=2"]
@@ -31,7 +32,7 @@ def _known(stubs: None) -> None:
     """The stubs are known to this process and its children."""
 
 
-def _same(run: killing.Run, reference: killing.Run) -> None:
+def _same(run: Run, reference: Run) -> None:
     last, best, metrics = killing.outcome(run)
     expected_last, expected_best, expected = killing.outcome(reference)
     assert metrics == expected
@@ -42,7 +43,7 @@ def _same(run: killing.Run, reference: killing.Run) -> None:
     assert rubbish == []
 
 
-def _steps(run: killing.Run) -> int:
+def _steps(run: Run) -> int:
     return int(run.info["steps"])
 
 
@@ -77,7 +78,7 @@ def test_killed_at_random_times_a_real_task_ends_with_the_same_bits(
     _tracked_once(run, tracked)
 
 
-def _tracked_once(run: killing.Run, out: Path) -> None:
+def _tracked_once(run: Run, out: Path) -> None:
     assert run.mlflow_id is not None
     known = histories(f"sqlite:///{out / 'mlflow.db'}", run.mlflow_id)
     assert known == {k: {v} for k, v in values(run, timed=True).items()}
@@ -124,7 +125,7 @@ PLACES = [
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> killing.Run:
+def short(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOO_REGISTRY", str(Path(__file__).parent / "stubs" / "registry.yaml"))
         folder = tmp_path_factory.mktemp("short") / "whole"
@@ -132,7 +133,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> killing.Run:
 
 
 @pytest.mark.parametrize("kill", PLACES, ids=lambda k: f"{k.target.partition(':')[2]}-{k.call}")
-def test_killed_while_files_are_written(short: killing.Run, out: Path, kill: Kill) -> None:
+def test_killed_while_files_are_written(short: Run, out: Path, kill: Kill) -> None:
     words = [*BAGS, "trainer.epochs=2", "trainer.checkpoint_every=3", NO_TRACKING]
     run, hits = killing.survive(words, out, [kill])
     assert hits == 1
@@ -174,7 +175,7 @@ def test_sigterm_saves_and_the_resumed_run_is_tracked_once(tracked: Path, tmp_pa
     "target", ["zoo.evaluation:save_records", "zoo.report:write", "zoo.engine:evaluate"]
 )
 def test_sigterm_outside_of_a_step_is_resumable_too(
-    short: killing.Run, out: Path, target: str
+    short: Run, out: Path, target: str
 ) -> None:
     words = [*BAGS, "trainer.epochs=2", NO_TRACKING]
     kill = Kill(target=target, number=signal.SIGTERM)
@@ -185,7 +186,7 @@ def test_sigterm_outside_of_a_step_is_resumable_too(
     _same(run, short)
 
 
-def test_ctrl_c_saves_and_exits_130(short: killing.Run, out: Path) -> None:
+def test_ctrl_c_saves_and_exits_130(short: Run, out: Path) -> None:
     words = [*BAGS, "trainer.epochs=2", NO_TRACKING]
     kill = Kill(target="zoo.engine:Trainer._update", call=2, number=signal.SIGINT)
     assert killing.train([*words, f"out={out}"], out.with_suffix(".log"), kill) == 130
@@ -198,7 +199,7 @@ def test_ctrl_c_saves_and_exits_130(short: killing.Run, out: Path) -> None:
 
 
 @pytest.fixture
-def halfway(out: Path) -> killing.Run:
+def halfway(out: Path) -> Run:
     """A run that was interrupted after its third step."""
     kill = Kill(target="zoo.engine:Trainer._update", call=3, number=signal.SIGTERM)
     words = [*BAGS, "trainer.epochs=2", NO_TRACKING, f"out={out}"]
@@ -218,7 +219,7 @@ def halfway(out: Path) -> killing.Run:
     ],
 )
 def test_other_settings_are_refused_by_name(
-    halfway: killing.Run, out: Path, word: str, key: str
+    halfway: Run, out: Path, word: str, key: str
 ) -> None:
     before = sorted(halfway.path.rglob("*"))
     result = run_zoo("train", f"resume={halfway.name}", f"out={out}", word)
@@ -228,7 +229,7 @@ def test_other_settings_are_refused_by_name(
     assert sorted(halfway.path.rglob("*")) == before
 
 
-def test_resume_auto_takes_only_a_run_of_the_same_settings(halfway: killing.Run, out: Path) -> None:
+def test_resume_auto_takes_only_a_run_of_the_same_settings(halfway: Run, out: Path) -> None:
     words = [*BAGS, "trainer.epochs=2", NO_TRACKING, f"out={out}", "resume=auto"]
     other = good("train", *words, "optim.lr=0.3")
     assert "no unfinished run with these settings" in other.out
@@ -271,7 +272,7 @@ def test_a_finished_run_is_trained_further_with_more_epochs_only(out: Path, tmp_
     assert longer.info["fingerprint"] == reference.info["fingerprint"]
 
 
-def test_the_data_may_move_but_not_change(halfway: killing.Run, out: Path, cache: Path) -> None:
+def test_the_data_may_move_but_not_change(halfway: Run, out: Path, cache: Path) -> None:
     sample = cache / "samples" / "stub_bags-v1"
     moved, other = out.parent / "moved", out.parent / "other"
     shutil.copytree(sample, moved)
@@ -286,7 +287,7 @@ def test_the_data_may_move_but_not_change(halfway: killing.Run, out: Path, cache
     good("train", f"resume={halfway.name}", f"out={out}", f"data.root={moved}")
 
 
-def test_two_processes_cannot_work_on_one_run(halfway: killing.Run, out: Path) -> None:
+def test_two_processes_cannot_work_on_one_run(halfway: Run, out: Path) -> None:
     before = (halfway.path / "run.json").read_bytes()
     with halfway.lock():
         result = run_zoo("train", f"resume={halfway.name}", f"out={out}")
@@ -315,7 +316,7 @@ def test_a_resume_falls_back_to_the_checkpoint_before_a_damaged_one(
     _same(only_run(out), reference)
 
 
-def test_a_resume_without_a_sound_checkpoint_begins_again(short: killing.Run, out: Path) -> None:
+def test_a_resume_without_a_sound_checkpoint_begins_again(short: Run, out: Path) -> None:
     words = [*BAGS, "trainer.epochs=2", "trainer.checkpoint_every=2", "trainer.keep_last=1"]
     kill = Kill(target="zoo.engine:Trainer._update", call=6)
     words = [*words, NO_TRACKING, f"out={out}"]
@@ -335,7 +336,7 @@ def test_a_resume_of_nothing_says_what_there_is(out: Path) -> None:
 
 
 def test_torn_last_line_of_the_metrics_is_mended(
-    short: killing.Run, halfway: killing.Run, out: Path
+    short: Run, halfway: Run, out: Path
 ) -> None:
     with halfway.metrics_file.open("a") as file:
         file.write('{"step": 3, "time": 17')
