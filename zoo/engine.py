@@ -422,7 +422,9 @@ class Trainer:
                 for k, o in self.optims.items()
             }
             self.log({f"train/{k}": v for k, v in at.take("log").items()} | rates)
-        note = f"loss {losses.get('loss', math.nan):.4f}  {pace.items / pace.seconds:.3g} samples/s"
+        speed, wait = pace.summary().values()
+        loss = losses.get("loss", math.nan)
+        note = f"step {at.step}  loss {loss:.4f}  {speed:.3g} samples/s  data {wait:.0%}"
         self.reporter.step(at.within, note, pace.left(max(0, left - pace.steps)))
 
     def _count_skipped(self, lines: list[str]) -> None:

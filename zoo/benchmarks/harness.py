@@ -130,6 +130,31 @@ def _timed_cuda(form: Form) -> float:
     return float(begin.elapsed_time(end))
 
 
+def on_path(path: str, form: Form) -> Form:
+    """The form with `ZOO_KERNELS` set to a path while it runs."""
+
+    def run() -> Any:
+        before = os.environ.get("ZOO_KERNELS")
+        os.environ["ZOO_KERNELS"] = path
+        try:
+            return form()
+        finally:
+            if before is None:
+                del os.environ["ZOO_KERNELS"]
+            else:
+                os.environ["ZOO_KERNELS"] = before
+
+    return run
+
+
+def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:
+    """Bytes a second of a copy on the device, reading and writing counted."""
+    source = torch.empty(megabytes * 2**20, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    own = interleaved({"copy": lambda: target.copy_(source)}, device, rounds=5)["copy"]
+    return 2 * source.numel() / (min(own) * 1e-3)
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     """The value below which `share` of the values lie, by the nearest rank."""
     ordered = sorted(values)
