@@ -68,11 +68,27 @@ def number(value: Any) -> str:
 
 
 def _results(run: Run) -> list[dict[str, Any]]:
+    """One row a metric; of a cross-validation pooled metrics first, deviations beside values."""
     intervals = run.info.get("intervals", {})
+    values = run.results()
     rows = []
-    for name, value in run.results().items():
+    for name in sorted(values, key=lambda n: not n.startswith("pooled/")):
+        stem = name.removesuffix("_mean")
+        if name.endswith("_std") and (
+            name.removesuffix("_std") in values or f"{name[:-4]}_mean" in values
+        ):
+            continue
         low, high = intervals.get(name, (None, None))
-        rows.append({"name": name, "value": value, "low": low, "high": high})
+        shown = stem if stem == name or f"{stem}_std" not in values else f"{stem}, mean"
+        rows.append(
+            {
+                "name": shown,
+                "value": values[name],
+                "deviation": values.get(f"{stem}_std"),
+                "low": low,
+                "high": high,
+            }
+        )
     return rows
 
 
