@@ -116,10 +116,17 @@ def survive(words: Sequence[str], out: Path, kills: Iterable[Kill]) -> tuple[Run
             break
         assert code in (-kill.number, 128 + kill.number), f"{kill}: exit {code}\n{log.read_text()}"
         hits += 1
+        if _finished(out):  # the kill came after the end: resume=auto would rightly begin anew
+            code = 0
+            break
     else:
         code = train(words, log)
     assert code == 0, log.read_text()
     return only_run(out), hits
+
+
+def _finished(out: Path) -> bool:
+    return any(Run(file.parent).status == "finished" for file in out.glob("*/run.json"))
 
 
 def outcome(run: Run) -> tuple[bytes, bytes, dict[tuple[str, int], float | None]]:
