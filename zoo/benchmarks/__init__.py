@@ -9,7 +9,10 @@ from importlib import import_module
 from typing import Any
 
 BLOCKS = {
+    "broadcast_gate": "zoo.benchmarks.broadcast_gate",
+    "channel_attention": "zoo.benchmarks.channel_attention",
     "gated_attention_pool": "zoo.benchmarks.gated_attention_pool",
+    "gated_linear_attention": "zoo.benchmarks.gated_linear_attention",
     "mutual_attention": "zoo.benchmarks.mutual_attention",
     "query_pool": "zoo.benchmarks.query_pool",
     "rank_counts": "zoo.benchmarks.rank_counts",

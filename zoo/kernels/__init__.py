@@ -29,6 +29,12 @@ from zoo.kernels.gated_attention_pool import (
     pool_from_features,
     softmax_pool,
 )
+from zoo.kernels.gated_linear_attention import (
+    GatedLinearAttention,
+    gated_linear_attention,
+    rotary_table,
+    rotate,
+)
 from zoo.kernels.mutual_attention import (
     MutualAttention,
     signed_sqrt_attention,
@@ -43,6 +49,7 @@ __all__ = [
     "ChannelAttention",
     "FewKeyAttention",
     "GatedAttentionPool",
+    "GatedLinearAttention",
     "MutualAttention",
     "Pooled",
     "QueryPool",
@@ -53,6 +60,7 @@ __all__ = [
     "channel_attention",
     "channel_mutual_attention",
     "full_precision",
+    "gated_linear_attention",
     "gated_logits",
     "legacy_resize",
     "mask_logits",
@@ -60,6 +68,8 @@ __all__ = [
     "project_values",
     "query_logits",
     "rank_counts",
+    "rotary_table",
+    "rotate",
     "signed_sqrt_attention",
     "softmax_pool",
     "two_stream_attention",

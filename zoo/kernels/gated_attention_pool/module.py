@@ -84,13 +84,14 @@ class GatedAttentionPool(nn.Module):
             reduction: The layer F -> D, with or without bias.
             cu_seqlens: (B + 1,) integer bounds of the bags; None: one bag.
             keep: What is kept of the rows for the backward pass: the `rows`, their `bfloat16`
-                rounding (gradients get a relative error of about 2^-9), or `nothing`.
+                rounding (gradients get a relative error of about 2^-9), `nothing`, or a share of
+                the rows, such as 0.15.
 
         Returns:
             pooled (B, K, D), logits (N, K), lse (B, K).
 
         Raises:
-            ValueError: Shapes do not fit, the bounds are wrong, or `keep` is none of the three.
+            ValueError: Shapes do not fit, the bounds are wrong, or `keep` is none of these.
         """
         weights = self._weights()
         return pool_from_features(

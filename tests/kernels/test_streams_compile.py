@@ -1,0 +1,99 @@
+"""Kernels of mutual and gated linear attention compile for GPUs without one being there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.kernels.compiling import compile_for
+
+pytest.importorskip("triton")
+
+from zoo.kernels import MutualAttention, _launch, signed_sqrt_attention
+from zoo.kernels._launch import Tile
+from zoo.kernels.gated_linear_attention import triton_path as linear
+from zoo.kernels.mutual_attention import triton_path as mutual
+
+pytestmark = pytest.mark.slow
+NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+MAPS = ("r", "d", "p", "g_r", "g_d", "g_p")
+SPILLS = 700  # bytes a thread
+LINEAR: dict[str, tuple[str, ...]] = {
+    "states": ("TILES",),
+    "mix": ("HEAD", "GATE", "BIAS"),
+    "mix_backward": ("TILES", "HEAD", "GATE", "BIAS"),
+    "keys_backward": ("HEAD", "GATE"),
+}
+
+
+def mutual_cases() -> Iterator[Any]:
+    for capability in (80, 90):
+        for dtype in (torch.float32, torch.bfloat16):
+            for channels in (64, 128):
+                tile = mutual.tiles(dtype, channels)[0]
+                for name in ("products", "by_column", "by_row"):
+                    yield pytest.param(
+                        capability, dtype, channels, tile, name,
+                        id=f"{capability}-{NAMES[dtype]}-{channels}-{name}",
+                    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("capability", "dtype", "channels", "tile", "name"), list(mutual_cases()))
+def test_mutual_attention(
+    capability: int, dtype: torch.dtype, channels: int, tile: Tile, name: str
+) -> None:
+    kernel = getattr(mutual, name)
+    types = {n: NAMES[dtype] if n in MAPS else "*fp32" for n in kernel.arg_names}
+    types |= {"N": "i32", "eps": "fp32"}
+    constants = {
+        "C": channels,
+        "CP": channels,
+        "BI": tile.rows,
+        "BJ": tile.columns,
+        "WIDEN": False,
+        "PRECISION": "tf32",
+    }
+    made = compile_for(kernel, types, constants, capability, tile.warps, tile.stages)
+    assert made.shared <= _launch.shared_limit(capability)
+    assert made.spilled <= SPILLS
+    assert capability < 90 or "wgmma" in made.ptx
+
+
+def linear_cases() -> Iterator[Any]:
+    for capability in (80, 90):
+        for dtype in (torch.float32, torch.bfloat16):
+            for name in LINEAR:
+                for tile in linear.tiles(name, capability):
+                    yield pytest.param(
+                        capability, dtype, tile, name,
+                        id=f"{capability}-{NAMES[dtype]}-{tile.rows}-{name}",
+                    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("capability", "dtype", "tile", "name"), list(linear_cases()))
+def test_linear_attention(capability: int, dtype: torch.dtype, tile: Tile, name: str) -> None:
+    kernel, types = getattr(linear, name), {}
+    for n in kernel.arg_names:
+        number = n in ("N", "height", "width") or n.endswith(("_stride", "_batch"))
+        types[n] = "i32" if number else "*fp32" if n in ("sums", "parts") else NAMES[dtype]
+    types |= {"scale": "fp32", "eps": "fp32"}
+    given = {"TILES": 4, "HEAD": 16, "GATE": True, "BIAS": True}
+    constants = {"C": 96, "BN": tile.rows, "PRECISION": "tf32"}
+    constants |= {n: given[n] for n in LINEAR[name]}
+    made = compile_for(kernel, types, constants, capability, tile.warps, tile.stages)
+    assert made.shared <= _launch.shared_limit(capability)
+    assert made.spilled <= SPILLS
+
+
+def test_inductor_compiles_around_the_operator() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, 4, 30, requires_grad=True) for _ in range(3)]
+    compiled = torch.compile(MutualAttention("signed_sqrt"), fullgraph=True)
+    out, plain = compiled(*inputs), signed_sqrt_attention(*inputs)
+    torch.testing.assert_close(out, plain)
+    ours = torch.autograd.grad([x.square().sum() for x in out], inputs)
+    theirs = torch.autograd.grad([x.square().sum() for x in plain], inputs)
+    torch.testing.assert_close(ours, theirs)

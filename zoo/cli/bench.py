@@ -1,0 +1,42 @@
+"""`bench`: forms of a block timed against each other in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(bench)
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help="A block, or 'all'.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    json: Annotated[Path | None, typer.Option(help="Append one JSON object a row.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, few rounds.")] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+) -> None:
+    """Time a block's forms against the plain one: median ratios of interleaved runs."""
+    from zoo.benchmarks import BLOCKS
+
+    if name not in (*BLOCKS, "all"):
+        msg = f"no benchmark '{name}'; there are {', '.join(BLOCKS)} and all"
+        raise ConfigError(msg)
+    from zoo.benchmarks.__main__ import main
+
+    words = [name, "--device", device, "--threads", str(threads)]
+    words += ["--json", str(json)] if json else []
+    words += ["--quick"] if quick else []
+    if device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            msg = f"--device {device}: there is no CUDA device here; `zoo doctor` says what is"
+            raise ConfigError(msg)
+    main(words)

@@ -1,0 +1,62 @@
+"""Floating point work of the operators here, for `torch.utils.flop_counter`.
+
+Import this module, and `FlopCounterMode` counts them. It is not imported by `zoo.kernels`, because
+the counter of PyTorch imports Triton.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+import zoo.kernels  # noqa: F401 (registers the operators)
+
+
+def _row_flops(x: Any, value: Any, score: Any, logits: Any, reduction: Any) -> tuple[int, int, int]:
+    """Multiply-add work, counted twice: reduction, wide products, products with K."""
+    rows, width = x if reduction is None else (x[0], reduction[0])
+    branches = logits[1] if score is None else score[0]
+    attention = 0 if value is None else value[0]
+    reduced = 0 if reduction is None else 2 * rows * x[1] * width
+    return reduced, 4 * rows * width * attention, 2 * rows * branches * (attention + width)
+
+
+@register_flop_formula(torch.ops.zoo.scored_pool)
+def _flops(
+    x: Any,
+    value: Any,
+    value_bias: Any,
+    gate: Any,
+    gate_bias: Any,
+    score: Any,
+    score_bias: Any,
+    logits: Any,
+    reduction: Any,
+    *rest: Any,
+    **more: Any,
+) -> int:
+    """Work of the forward operator, from shapes."""
+    return sum(_row_flops(x, value, score, logits, reduction))
+
+
+@register_flop_formula(torch.ops.zoo.scored_pool_backward)
+def _backward_flops(
+    d_pooled: Any,
+    d_logits: Any,
+    x: Any,
+    value: Any,
+    value_bias: Any,
+    gate: Any,
+    gate_bias: Any,
+    score: Any,
+    score_bias: Any,
+    logits: Any,
+    reduction: Any,
+    *rest: Any,
+    **more: Any,
+) -> int:
+    """Work of the backward operator with all gradients: gates again, then two products each."""
+    reduced, wide, small = _row_flops(x, value, score, logits, reduction)
+    return reduced + 3 * wide + 3 * small

@@ -1,0 +1,195 @@
+"""The public function: checks, distances in chunks, and the choice of the form that counts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from zoo.kernels._dispatch import path_for
+from zoo.kernels._ragged import full_precision
+from zoo.kernels.rank_counts.reference import RankResult, rank_row, summarise
+from zoo.kernels.rank_counts.torch_path import Distances, Labels, ranking, refuse_nan
+
+METRICS = ("cosine", "euclidean")
+
+
+@torch.no_grad()
+def rank_counts(
+    query: Tensor | None,
+    gallery: Tensor | None,
+    query_ids: Any,
+    gallery_ids: Any,
+    query_cams: Any = None,
+    gallery_cams: Any = None,
+    *,
+    metric: Literal["cosine", "euclidean"] = "cosine",
+    distances: Tensor | None = None,
+    chunk: int = 256,
+    ties: Literal["optimistic", "pessimistic"] = "optimistic",
+    compiled: bool = False,
+) -> RankResult:
+    """Ranks the matches of every query without sorting the gallery or storing all distances.
+
+    The j-th nearest match has rank j + (number of items that do not match and are strictly
+    nearer). Items of the query's identity seen by the query's camera are junk: left out. Of items
+    at exactly the same distance a match therefore comes first, whatever the order of the gallery
+    (a sort would leave it to that order); `RankResult.tied` says where that matters, and
+    `ties="pessimistic"` puts the match last. Features that collapsed to one point are all ties.
+
+    Args:
+        query: (Q, D) features, floating point; None with `distances`.
+        gallery: (G, D) features; None with `distances`.
+        query_ids: (Q,) integers: tensor, array or list.
+        gallery_ids: (G,) integers.
+        query_cams: (Q,) integers; None (with `gallery_cams`): nothing is junk.
+        gallery_cams: (G,) integers.
+        metric: `cosine`, or `euclidean` of the features as they are (squared or not ranks alike).
+        distances: (Q, G) distances to rank instead of features.
+        chunk: Queries at a time; memory is about chunk * G numbers.
+        ties: Which comes first of a match and another item at the same distance.
+        compiled: Whether torch.compile may compare and sum instead of sorting rows; needs a C++
+            compiler (or a GPU), and pays where many evaluations follow each other.
+
+    Returns:
+        Average precision and ranks of every query, with `map`, `minp` and `cmc(top)`.
+
+    Raises:
+        ValueError: Shapes or names do not fit, or a distance is NaN.
+    """
+    if metric not in METRICS or ties not in ("optimistic", "pessimistic") or chunk < 1:
+        msg = (
+            f"rank_counts: metric is one of {METRICS}, ties optimistic or pessimistic and chunk "
+            f"positive; got {metric=}, {ties=}, {chunk=}"
+        )
+        raise ValueError(msg)
+    like, shape = _shape(query, gallery, distances)
+    labels = _labels(query_ids, gallery_ids, query_cams, gallery_cams, shape, like.device)
+    fill: Distances
+    if distances is not None:
+        fill = _given(distances)
+    else:
+        assert query is not None
+        assert gallery is not None
+        fill = _computed(query, gallery, metric)
+    buffer = torch.empty(
+        min(chunk, max(1, shape[0])), shape[1], dtype=_wide(like), device=like.device
+    )
+    pessimistic = ties == "pessimistic"
+    if path_for(like, False, "rank_counts has no Triton kernel") == "reference":
+        return _defined(shape[0], labels, fill, buffer, pessimistic)
+    return ranking(shape[0], labels, fill, buffer, compiled=compiled, pessimistic=pessimistic)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _shape(
+    query: Tensor | None, gallery: Tensor | None, distances: Tensor | None
+) -> tuple[Tensor, tuple[int, int]]:
+    """A tensor that has the device and dtype, and (Q, G)."""
+    if distances is not None:
+        if distances.dim() != 2 or query is not None or gallery is not None:
+            msg = (
+                "rank_counts: give distances (Q, G) and None for both features, or features "
+                f"alone; got distances {tuple(distances.shape)}"
+            )
+            raise ValueError(msg)
+        found, shape = distances, (distances.shape[0], distances.shape[1])
+    else:
+        if query is None or gallery is None:
+            msg = "rank_counts: features of queries and gallery are needed, or distances="
+            raise ValueError(msg)
+        if query.dim() != 2 or gallery.dim() != 2 or query.shape[1] != gallery.shape[1]:
+            msg = (
+                "rank_counts: features must be (Q, D) and (G, D), got "
+                f"{tuple(query.shape)} and {tuple(gallery.shape)}"
+            )
+            raise ValueError(msg)
+        found, shape = query, (query.shape[0], gallery.shape[0])
+    if not found.is_floating_point() or shape[1] < 1:
+        msg = (
+            f"rank_counts: floating point and a gallery expected, got {found.dtype}, (Q, G) {shape}"
+        )
+        raise ValueError(msg)
+    return found, shape
+
+
+def _labels(
+    query_ids: Any,
+    gallery_ids: Any,
+    query_cams: Any,
+    gallery_cams: Any,
+    shape: tuple[int, int],
+    device: torch.device,
+) -> Labels:
+    if (query_cams is None) != (gallery_cams is None):
+        msg = "rank_counts: give the cameras of both queries and gallery, or of neither"
+        raise ValueError(msg)
+
+    def column(name: str, values: Any, length: int) -> Tensor:
+        tensor = torch.as_tensor(values)
+        if tensor.shape != (length,) or tensor.is_floating_point() or tensor.is_complex():
+            msg = (
+                f"rank_counts: {name} must be {length} integers, "
+                f"got {tensor.dtype} {tuple(tensor.shape)}"
+            )
+            raise ValueError(msg)
+        return tensor.to(device=device, dtype=torch.long)
+
+    ids = column("query_ids", query_ids, shape[0]), column("gallery_ids", gallery_ids, shape[1])
+    if query_cams is None:
+        return Labels(*ids, None, None)
+    return Labels(
+        *ids,
+        column("query_cams", query_cams, shape[0]),
+        column("gallery_cams", gallery_cams, shape[1]),
+    )
+
+
+def _given(distances: Tensor) -> Distances:
+    def fill(first: int, last: int, out: Tensor) -> None:
+        out.copy_(distances[first:last])
+
+    return fill
+
+
+def _computed(query: Tensor, gallery: Tensor, metric: str) -> Distances:
+    """Distances up to what is the same for all items of a query, which changes no rank."""
+    wide = _wide(query)
+    items = gallery.to(wide)
+    # The norms are applied to the product: a normalised copy of the gallery would be the largest
+    # tensor of all.
+    norms = torch.linalg.vector_norm(items, dim=1)
+
+    def fill(first: int, last: int, out: Tensor) -> None:
+        rows = query[first:last].to(wide)
+        with full_precision(rows):
+            if metric == "cosine":
+                torch.mm(functional.normalize(rows, dim=1).neg_(), items.mT, out=out)
+                out.div_(norms.clamp_min(1e-12))
+            else:
+                torch.addmm(norms.square(), rows, items.mT, alpha=-2.0, out=out)
+
+    return fill
+
+
+def _defined(
+    queries: int, labels: Labels, distances: Distances, buffer: Tensor, pessimistic: bool
+) -> RankResult:
+    """The definition, query by query."""
+    ranks, tied = [], []
+    for query in range(queries):
+        distances(query, query + 1, buffer[:1])
+        refuse_nan(buffer[:1].amin(dim=1), query)
+        same = labels.gallery_ids == labels.query_ids[query]
+        junk = torch.zeros_like(same)
+        if labels.query_cams is not None and labels.gallery_cams is not None:
+            junk = same & (labels.gallery_cams == labels.query_cams[query])
+        both = [rank_row(buffer[0], same & ~junk, junk, late) for late in (False, True)]
+        ranks.append(both[pessimistic])
+        tied.append(not torch.equal(*both))
+    return summarise(ranks, tied)
