@@ -28,6 +28,9 @@ Keep = Literal["rows", "bfloat16", "nothing"] | float
 Weights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """Weight and bias of value, gate and score."""
 
+SMALL_ROWS = 16384
+"""Below so many rows on the CPU the definition is chosen, unless `ZOO_KERNELS` forces a path."""
+
 _KEEP = ("rows", "bfloat16", "nothing")
 _PARAMETERS = (
     "Tensor x, Tensor? value, Tensor? value_bias, Tensor? gate, Tensor? gate_bias, "
@@ -68,6 +71,18 @@ def _path(x: Tensor, weights: Sequence[Tensor | None], branches: int) -> str:
     attention = 0 if weights[4] is None else weights[4].shape[1]
     why_not = triton_path.supports(x, attention, branches)
     return path_for(x, not why_not, why_not)
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether the definition runs: as asked for, or because it is quicker.
+
+    On the CPU the operators save memory by computing the gates twice. Bags of few rows need no
+    saving, and there keeping the gates is 1.2 to 1.5 times faster.
+    """
+    chosen = choice()
+    return chosen == "reference" or (
+        chosen == "auto" and x.device.type == "cpu" and x.shape[0] < SMALL_ROWS
+    )
 
 
 def _branches(score: Tensor | None, logits: Tensor | None) -> int:
@@ -358,7 +373,7 @@ differentiable("scored_pool_backward", _no_second)
 
 def gated_logits(x: Tensor, *weights: Tensor) -> Tensor:
     """Attention logits (N, K) of rows x (N, D); arguments as in the definition."""
-    if choice() == "reference":
+    if _plain(x):
         return reference.gated_logits(x, *weights)
     _check(x, weights[0].shape[1])
     out: tuple[Tensor, ...] = _scored_pool(x, *weights, None, None, None, None, False, "nothing", 0)
@@ -379,7 +394,7 @@ def gated_pool(x: Tensor, weights: Weights, cu_seqlens: Tensor | None = None) ->
     Raises:
         ValueError: Shapes do not fit, or the bounds are wrong.
     """
-    if choice() == "reference":
+    if _plain(x):
         return reference.gated_attention_pool(x, *weights, cu_seqlens)
     _check(x, weights[0].shape[1])
     check_bounds(cu_seqlens)
@@ -474,7 +489,7 @@ def softmax_pool(
     Raises:
         ValueError: Shapes do not fit, or the bounds are wrong.
     """
-    if choice() == "reference" or x.dim() != 2 or logits.shape[:-1] != x.shape[:-1]:
+    if _plain(x) or x.dim() != 2 or logits.shape[:-1] != x.shape[:-1]:
         return _ragged.softmax_pool(logits, x, cu_seqlens, mask)
     check_bounds(cu_seqlens)
     if mask is not None:
