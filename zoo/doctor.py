@@ -73,6 +73,32 @@ def _triton() -> dict[str, Any]:
     return _row("Triton", True, str(triton.__version__))
 
 
+def _blocks() -> list[dict[str, Any]]:
+    """Which form of each shared block runs here, by the dispatch rule of the kernels."""
+    import pkgutil
+
+    import torch
+
+    from zoo import kernels
+    from zoo.kernels._dispatch import choice, triton_there
+
+    chosen = choice()
+    on_cuda = torch.cuda.is_available() and triton_there()
+    rows = []
+    for found in pkgutil.iter_modules(kernels.__path__):
+        if not found.ispkg:
+            continue
+        forms = {m.name for m in pkgutil.iter_modules([f"{kernels.__path__[0]}/{found.name}"])}
+        if chosen == "reference":
+            form = "definition"
+        elif on_cuda and "triton_path" in forms and chosen != "torch":
+            form = "Triton kernel"
+        else:
+            form = "fast PyTorch form" if "torch_path" in forms else "definition"
+        rows.append(_row(f"block {found.name}", None, f"{form} (ZOO_KERNELS={chosen})"))
+    return rows
+
+
 def _place(part: str, path: Path) -> dict[str, Any]:
     there = path
     while not there.exists():
@@ -115,6 +141,7 @@ def examine() -> list[dict[str, Any]]:
         ),
         *_torch(),
         _triton(),
+        *_blocks(),
         *(_module(part, *spec) for part, spec in _EXTRAS.items()),
         _place("cache", cache_dir()),
         _place("workspace", Path("runs").resolve()),

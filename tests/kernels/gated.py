@@ -60,7 +60,7 @@ class Inputs:
 
 def build(case: Case) -> Inputs:
     """Inputs of a case, rounded to its dtype."""
-    random = torch.Generator().manual_seed(case.seed)
+    random = torch.Generator(torch.get_default_device()).manual_seed(case.seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random)

@@ -54,7 +54,9 @@ def close_to_float64(
     eps = EPS[inputs[0].dtype] if exact is None else exact
     for index, (t, p, f) in enumerate(zip(truth, plain, found, strict=True)):
         assert f.dtype == p.dtype, index
-        assert torch.isfinite(f).all() or not torch.isfinite(t).all(), index
+        if not torch.isfinite(p).all():
+            continue  # beyond the range of the dtype, whatever the form
+        assert torch.isfinite(f).all(), index
         size = float(t.abs().max()) if scale is None else scale(t)
         allowed = 3 * float((p.double() - t).abs().max()) + eps * size
         error = float((f.double() - t).abs().max())

@@ -56,7 +56,7 @@ def test_random_cases(seed: int) -> None:
 
 
 def random_case(seed: int) -> Case:
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator(torch.get_default_device()).manual_seed(seed)
 
     def pick(*options: Any) -> Any:
         return options[int(torch.randint(len(options), (), generator=random))]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent / "interpreted"
-FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem != "__init__")
+FILES = sorted(p for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "conftest"))
 
 
 def run(file: Path, marks: str) -> None:

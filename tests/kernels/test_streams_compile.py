@@ -33,7 +33,7 @@ def mutual_cases() -> Iterator[Any]:
     for capability in (80, 90):
         for dtype in (torch.float32, torch.bfloat16):
             for channels in (64, 128):
-                tile = mutual.tiles(dtype, channels)[0]
+                tile = mutual.tiles(dtype, channels, capability)[0]
                 for name in ("products", "by_column", "by_row"):
                     yield pytest.param(
                         capability, dtype, channels, tile, name,

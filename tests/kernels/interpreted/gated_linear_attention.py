@@ -65,7 +65,7 @@ def test_kernels_without_a_gate(dtype: torch.dtype) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(200))
 def test_random_cases(seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator(torch.get_default_device()).manual_seed(seed)
 
     def below(top: int) -> int:
         return int(torch.randint(1, top, (), generator=draw))

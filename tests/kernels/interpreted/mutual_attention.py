@@ -30,7 +30,7 @@ CASES = [
 
 
 def maps(shape: tuple[int, ...], dtype: torch.dtype, sign: str, seed: int = 0) -> list[Tensor]:
-    seeded = torch.Generator().manual_seed(seed)
+    seeded = torch.Generator(torch.get_default_device()).manual_seed(seed)
     made = [torch.randn(shape, generator=seeded) for _ in range(3)]
     if sign == "rectified":
         made = [x.relu() for x in made]
@@ -62,7 +62,7 @@ def test_kernels_agree_with_the_definition(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(200))
 def test_random_cases(seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator(torch.get_default_device()).manual_seed(seed)
     sizes = [int(torch.randint(1, top, (), generator=draw)) for top in (3, 40, 70)]
     dtype = (torch.float32, torch.bfloat16, torch.float16)[seed % 3]
     sign = ("signed", "rectified")[seed // 3 % 2]
