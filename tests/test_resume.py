@@ -174,9 +174,7 @@ def test_sigterm_saves_and_the_resumed_run_is_tracked_once(tracked: Path, tmp_pa
 @pytest.mark.parametrize(
     "target", ["zoo.evaluation:save_records", "zoo.report:write", "zoo.engine:evaluate"]
 )
-def test_sigterm_outside_of_a_step_is_resumable_too(
-    short: Run, out: Path, target: str
-) -> None:
+def test_sigterm_outside_of_a_step_is_resumable_too(short: Run, out: Path, target: str) -> None:
     words = [*BAGS, "trainer.epochs=2", NO_TRACKING]
     kill = Kill(target=target, number=signal.SIGTERM)
     log = out.with_suffix(".log")
@@ -218,9 +216,7 @@ def halfway(out: Path) -> Run:
         ("trainer.precision=bf16-mixed", "trainer.precision"),
     ],
 )
-def test_other_settings_are_refused_by_name(
-    halfway: Run, out: Path, word: str, key: str
-) -> None:
+def test_other_settings_are_refused_by_name(halfway: Run, out: Path, word: str, key: str) -> None:
     before = sorted(halfway.path.rglob("*"))
     result = run_zoo("train", f"resume={halfway.name}", f"out={out}", word)
     assert result.code == 2
@@ -335,9 +331,7 @@ def test_a_resume_of_nothing_says_what_there_is(out: Path) -> None:
     assert "no run 'nothing'" in result.err
 
 
-def test_torn_last_line_of_the_metrics_is_mended(
-    short: Run, halfway: Run, out: Path
-) -> None:
+def test_torn_last_line_of_the_metrics_is_mended(short: Run, halfway: Run, out: Path) -> None:
     with halfway.metrics_file.open("a") as file:
         file.write('{"step": 3, "time": 17')
     good("train", f"resume={halfway.name}", f"out={out}")

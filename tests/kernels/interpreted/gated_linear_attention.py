@@ -33,10 +33,13 @@ def _seed() -> None:
 
 def check(case: Any, dtype: torch.dtype, gate: bool = True) -> None:
     own = [x.to(dtype) for x in inputs(case, gate)]
+    # The interpreter cuts numbers off when it makes bfloat16 of them; a GPU rounds to the nearest.
+    exact = 8e-3 if dtype == torch.bfloat16 else None
     close_to_float64(
         using(gated_linear_attention, case, gate),
         using(reference.gated_linear_attention, case, gate),
         own,
+        exact=exact,
     )
 
 

@@ -25,8 +25,8 @@ from zoo.kernels._jit import dot
 from zoo.kernels._launch import Tile
 
 MAX_CHANNELS = 128
-# Tiles whose kernels spill little or nothing on compute capability 9.0.
-HALF = (Tile(64, 32, 8, 2), Tile(32, 32, 4, 2))
+# The first of two spills little on compute capability 9.0, the second of HALF little below it.
+HALF = (Tile(64, 32, 8, 2), Tile(32, 32, 8, 2))
 HALF_WIDE = (Tile(32, 32, 8, 2), Tile(16, 32, 8, 2))
 FULL = (Tile(32, 32, 8, 2), Tile(32, 32, 4, 2))
 FULL_WIDE = (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1))
@@ -177,11 +177,12 @@ def supports(x: Tensor) -> str:
     return ""
 
 
-def tiles(dtype: torch.dtype, channels: int) -> tuple[Tile, ...]:
-    """Tiles shipped for maps of a dtype and width, the default first."""
+def tiles(dtype: torch.dtype, channels: int, capability: int) -> tuple[Tile, ...]:
+    """Tiles shipped for maps of a dtype and width on such a device, the default first."""
     wide = channels > 64
     if dtype == torch.bfloat16:
-        return HALF_WIDE if wide else HALF
+        half = HALF_WIDE if wide else HALF
+        return half if capability >= 90 else half[1:]
     return FULL_WIDE if wide else FULL
 
 
@@ -227,7 +228,7 @@ def forward(maps: tuple[Tensor, Tensor, Tensor], eps: float, out: tuple[Tensor, 
             **_sizes(x[0], given), **_launch.keywords(tile),
         )  # fmt: skip
 
-    shipped = tiles(x[0].dtype, channels)
+    shipped = tiles(x[0].dtype, channels, _launch.capability(x[0].device))
     run(_launch.choose(_key("mutual forward", x[0]), shipped, run))
 
 
@@ -255,5 +256,5 @@ def backward(
         by_column[(triton.cdiv(count, tile.columns), batch)](*x, *parts, count, eps, **common)
         by_row[(triton.cdiv(count, tile.rows), batch)](*x, *parts, *out, count, eps, **common)
 
-    shipped = tiles(x[0].dtype, channels)
+    shipped = tiles(x[0].dtype, channels, _launch.capability(x[0].device))
     run(_launch.choose(_key("mutual backward", x[0]), shipped, run))
