@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from tests.running import good, only_run, run_zoo, series, values
 from tests.toys import WIDTH, Points, Toy, config, fitted, trainer_of
 from zoo import checkpoint, engine
+from zoo.checkpoint import load_weights
 from zoo.data import order_rng, step_seed
-from zoo.engine import Interrupted, Position, load_weights, parameters_of, workers_for
+from zoo.engine import Interrupted, Position, parameters_of
 from zoo.errors import DataError, TrainingError, WeightsError
 from zoo.evaluation import collect, evaluate
+from zoo.machine import workers_for
 from zoo.runs import Run
 from zoo.task import Optim, Phase
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from zoo import runs
 from zoo.config import BaseConfig
 from zoo.data import ListSplit
-from zoo.engine import Trainer, launch
+from zoo.engine import Trainer
 from zoo.errors import DataError
+from zoo.machine import launch
 from zoo.progress import Reporter
 from zoo.runs import Run
 from zoo.task import Batch, Facts, Finding, Metrics, Optim, Phase, Record, Split, Task

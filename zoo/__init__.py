@@ -63,7 +63,7 @@ def load(name: str, weights: str, *overrides: str) -> nn.Module:
         WeightsError: The weights are damaged or do not fit.
         ResumeError: There is no such run.
     """
-    from zoo.engine import load_weights
+    from zoo.checkpoint import load_weights
     from zoo.training import trained
 
     made, found, facts = trained([f"task={name}", f"weights={weights}", *overrides])

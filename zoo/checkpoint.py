@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo import files
 from zoo.errors import ResumeError, WeightsError
@@ -242,3 +242,28 @@ def newest_name(folder: Path) -> str | None:
     """Name of the newest checkpoint folder, sound or not."""
     found = sorted(folder.glob("step-*"))
     return found[-1].name if found else None
+
+
+def load_weights(model: nn.Module, found: Checkpoint) -> None:
+    """Put a checkpoint's weights into a model.
+
+    Raises:
+        WeightsError: Keys or shapes do not fit; the message names some.
+    """
+    own = model.state_dict()
+    missing = sorted(set(own) - set(found.model))
+    extra = sorted(set(found.model) - set(own))
+    shapes = [
+        f"{k} is {tuple(v.shape)}, not {tuple(own[k].shape)}"
+        for k, v in found.model.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    if missing or extra or shapes:
+        parts = [
+            f"missing {', '.join(missing[:3])}" if missing else "",
+            f"unknown {', '.join(extra[:3])}" if extra else "",
+            "; ".join(shapes[:3]),
+        ]
+        msg = f"{found.path} does not fit the model: " + "; ".join(p for p in parts if p)
+        raise WeightsError(msg)
+    model.load_state_dict(found.model)

@@ -7,15 +7,11 @@ does the same arithmetic as one that was not.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, cast
 
 import numpy as np
@@ -24,11 +20,13 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from zoo import checkpoint
-from zoo.config import BaseConfig, TrainerConfig
+from zoo.checkpoint import load_weights
+from zoo.config import BaseConfig
 from zoo.data import order_rng, step_seed
-from zoo.errors import ConfigError, TrainingError, WeightsError, ZooError
+from zoo.errors import TrainingError, ZooError
 from zoo.evaluation import Outcome, evaluate
 from zoo.loader import Feed, reseed
+from zoo.machine import on_signals, workers_for
 from zoo.progress import Pace, Reporter, clock, figures_line
 from zoo.runs import Run
 from zoo.task import Facts, Optim, Phase, Split, Task
@@ -41,49 +39,6 @@ class Interrupted(ZooError):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def workers_for(trainer: TrainerConfig) -> int:
-    """Loading processes: as set, else none on up to two cores and two on more."""
-    if trainer.workers is not None:
-        return trainer.workers
-    return 0 if cores() <= 2 else 2
-
-
-def set_threads(trainer: TrainerConfig) -> None:
-    """Threads of one operation: as set, else what workers leave of the cores."""
-    if trainer.threads is not None:
-        torch.set_num_threads(trainer.threads)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, cores() - workers_for(trainer)))
-
-
-def launch(config: BaseConfig) -> Fabric:
-    """Start the processes and devices a configuration asks for.
-
-    Raises:
-        ConfigError: The machine has not got them.
-    """
-    trainer = config.trainer
-    set_threads(trainer)
-    try:
-        fabric = Fabric(
-            accelerator=trainer.accelerator, devices=trainer.devices, precision=trainer.precision
-        )
-        fabric.launch()
-    except (RuntimeError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        msg = (
-            f"trainer.accelerator={trainer.accelerator}, trainer.devices={trainer.devices}: "
-            f"{reason}; `zoo doctor` says what is here"
-        )
-        raise ConfigError(msg) from error
-    return fabric
 
 
 @dataclass
@@ -544,49 +499,6 @@ class Trainer:
 
 def _few(metrics: Mapping[str, float], most: int = 4) -> dict[str, float]:
     return dict(list(metrics.items())[:most])
-
-
-def load_weights(model: nn.Module, found: checkpoint.Checkpoint) -> None:
-    """Put a checkpoint's weights into a model.
-
-    Raises:
-        WeightsError: Keys or shapes do not fit; the message names some.
-    """
-    own = model.state_dict()
-    missing = sorted(set(own) - set(found.model))
-    extra = sorted(set(found.model) - set(own))
-    shapes = [
-        f"{k} is {tuple(v.shape)}, not {tuple(own[k].shape)}"
-        for k, v in found.model.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    if missing or extra or shapes:
-        parts = [
-            f"missing {', '.join(missing[:3])}" if missing else "",
-            f"unknown {', '.join(extra[:3])}" if extra else "",
-            "; ".join(shapes[:3]),
-        ]
-        msg = f"{found.path} does not fit the model: " + "; ".join(p for p in parts if p)
-        raise WeightsError(msg)
-    model.load_state_dict(found.model)
-
-
-@contextlib.contextmanager
-def on_signals(act: Callable[[int], None]) -> Iterator[None]:
-    """Let `act` handle SIGTERM and Ctrl-C; outside of the main thread nothing changes."""
-
-    def handle(number: int, _: FrameType | None) -> None:
-        act(number)
-
-    before: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for which in (signal.SIGTERM, signal.SIGINT):
-            before[which] = signal.signal(which, handle)
-    try:
-        yield
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
 
 
 def parameters_of(model: nn.Module) -> dict[str, int]:

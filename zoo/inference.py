@@ -11,11 +11,12 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from zoo import evaluation, files
+from zoo.checkpoint import load_weights
 from zoo.config import BaseConfig, resolve
-from zoo.engine import launch, load_weights, workers_for
 from zoo.errors import ConfigError, DataError
 from zoo.evaluation import Outcome
 from zoo.loader import reseed
+from zoo.machine import launch, workers_for
 from zoo.progress import Reporter
 from zoo.task import Facts, Record, Split, Task
 from zoo.training import make, opened, trained

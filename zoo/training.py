@@ -17,18 +17,12 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from zoo import checkpoint, evaluation, registry, report, runs
+from zoo.checkpoint import load_weights
 from zoo.config import BaseConfig, Resolved, resolve
 from zoo.data import leakage, stop_on_errors
-from zoo.engine import (
-    Interrupted,
-    Trainer,
-    launch,
-    load_weights,
-    on_signals,
-    parameters_of,
-    workers_for,
-)
+from zoo.engine import Interrupted, Trainer, parameters_of
 from zoo.errors import ConfigError, ResumeError
+from zoo.machine import launch, on_signals, workers_for
 from zoo.progress import Reporter, figures_line
 from zoo.runs import Run
 from zoo.task import Facts, Finding, Record, Split, Task
