@@ -10,6 +10,17 @@ import torch
 from zoo.benchmarks import BLOCKS, module
 from zoo.benchmarks.harness import device_name, json_lines, table, versions
 
+_HEAD = """# Results of `zoo bench`
+
+Device: {device}. Versions: {versions}. Written by `zoo bench all --table FILE`.
+
+`speed` is the median over interleaved rounds of the first form's time over this one's; `memory` is
+this form's peak above the inputs over the first one's, taken in fresh processes on the CPU."""
+
+
+def _worded(found: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a benchmark, prints its table and appends JSON lines to a file if asked.
@@ -21,18 +32,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", choices=[*BLOCKS, "all"])
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--json", type=Path, help="append one JSON object a row to this file")
+    parser.add_argument("--table", type=Path, help="write the tables as Markdown to this file")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     device = torch.device(chosen.device)
     print(f"{device_name(device)}; {versions()}", flush=True)
+    tables = [_HEAD.format(device=device_name(device), versions=_worded(versions()))]
     for name in BLOCKS if chosen.name == "all" else [chosen.name]:
         found = module(name).run(device, quick=chosen.quick)
-        print(f"\n{table(found)}", flush=True)
+        tables.append(table(found))
+        print(f"\n{tables[-1]}", flush=True)
         if chosen.json is not None:
             with chosen.json.open("a") as file:
                 file.write(json_lines(found))
+        if chosen.table is not None:
+            chosen.table.write_text("\n\n".join(tables) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

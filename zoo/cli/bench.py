@@ -19,6 +19,7 @@ def bench(
     name: Annotated[str, typer.Argument(help="A block, or 'all'.")],
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Append one JSON object a row.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Write the tables as Markdown.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, few rounds.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
@@ -32,6 +33,7 @@ def bench(
 
     words = [name, "--device", device, "--threads", str(threads)]
     words += ["--json", str(json)] if json else []
+    words += ["--table", str(table)] if table else []
     words += ["--quick"] if quick else []
     if device.startswith("cuda"):
         import torch
