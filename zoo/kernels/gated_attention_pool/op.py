@@ -77,12 +77,13 @@ def _plain(x: Tensor) -> bool:
     """Whether the definition runs: as asked for, or because it is quicker.
 
     On the CPU the operators save memory by computing the gates twice. Bags of few rows need no
-    saving, and there keeping the gates is 1.2 to 1.5 times faster.
+    saving, and there keeping the gates is 1.2 to 1.5 times faster. A traced graph serves any
+    number of rows, so there the number does not choose.
     """
     chosen = choice()
-    return chosen == "reference" or (
-        chosen == "auto" and x.device.type == "cpu" and x.shape[0] < SMALL_ROWS
-    )
+    if chosen != "auto" or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return chosen == "reference"
+    return x.shape[0] < SMALL_ROWS
 
 
 def _branches(score: Tensor | None, logits: Tensor | None) -> int:
