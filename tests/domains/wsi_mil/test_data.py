@@ -550,6 +550,12 @@ def test_float64_beyond_float32_is_not_finite(clam: Path, slides: list[Slide]) -
     assert slides[0].id in errors[0]
 
 
+def test_features_of_another_encoder(clam: Path, slides: list[Slide]) -> None:
+    width = slides[0].features.shape[1]
+    assert data.open_splits(configure(clam, width=width))["train"].width == width
+    one_error(clam, f"{width} features an instance, but data.width=1024", "preset", width=1024)
+
+
 @pytest.mark.parametrize("content", [b"", b"not hdf5 at all", None], ids=["empty", "text", "cut"])
 def test_corrupt_h5(clam: Path, slides: list[Slide], content: bytes | None) -> None:
     path = h5_of(clam, slides[0])

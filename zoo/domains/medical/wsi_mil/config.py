@@ -19,6 +19,9 @@ class WsiData(DataConfig):
     features: Path | None = Field(
         None, description="feature folder or file below data.root; none: found, if there is one"
     )
+    width: int | None = Field(
+        None, ge=1, description="features an instance must have; none: what the files have"
+    )
     labels: Path | None = Field(
         None, description="csv of slide_id, label and optionally case_id; none: found"
     )

@@ -87,6 +87,7 @@ def survey(data: WsiData, deep: bool = False, keep: bool = False) -> Survey:
     kept: dict[str, Bag] | None = {} if keep and data.in_memory else None
     peeks, broken = inspect([source.bags[s] for s in used], deep or skip, kept)
     findings += [_level(f, skip) for f in broken.values()]
+    findings += _wrong_width(peeks, source, data)
     if deep:
         others = [bag for name, bag in source.bags.items() if name not in set(used)]
         idle = inspect(others, deep)[1]
@@ -149,6 +150,15 @@ def inspect(
                 "error", told, files[name].where, "extract it with the encoder of the others"
             )
     return peeks, broken
+
+
+def _wrong_width(peeks: Mapping[str, Peek], source: Source, data: WsiData) -> list[Finding]:
+    """An error if the features are of another encoder than the one asked for."""
+    width = common_width(peeks.values())
+    if data.width is None or not peeks or width == data.width:
+        return []
+    told = f"{width} features an instance, but data.width={data.width}"
+    return [Finding("error", told, str(source.path), "choose the preset of your encoder")]
 
 
 def _small(peeks: Iterable[Peek]) -> bool:
