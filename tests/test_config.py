@@ -160,7 +160,7 @@ def test_did_you_mean(given: str, meant: str) -> None:
         ("trainer.checkpoint_every=0", "trainer.checkpoint_every=0: should be a number of steps"),
         ("data.root=2020-01-01", None),
         ("optim=null", "'optim' is a section, not a value"),
-        ("preset=papr", "preset='papr': the task has no such preset; presets: paper, abmil"),
+        ("preset=papr", "preset='papr': the task has no such preset; presets: paper, medical_ssl"),
         ("preset=[a]", "preset=['a']: the task has no such preset"),
         ("seed", "'seed' is not of the form key=value"),
         ("=3", "'=3' is not of the form key=value"),
