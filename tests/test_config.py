@@ -77,9 +77,9 @@ def test_a_task_named_in_the_file(file: Any) -> None:
 def test_configuration_is_frozen() -> None:
     config = resolve([TASK]).config
     with pytest.raises(ValidationError):
-        config.seed = 3  # type: ignore[misc]
+        config.seed = 3
     with pytest.raises(ValidationError):
-        config.trainer.epochs = 3  # type: ignore[misc]
+        config.trainer.epochs = 3
 
 
 def test_values_are_yaml() -> None:

@@ -37,7 +37,7 @@ class Checkpoint:
 
     Attributes:
         path: Its folder.
-        meta: `format`, `task`, `config`, `facts`, `step`, `epoch`, `metrics`, `sha256`.
+        meta: `format`, `task`, `config`, `facts`, `step`, `epoch`, `sha256`.
         model: Weights by state_dict key.
         state: Optimisers and counters; empty when only the weights were asked for.
     """

@@ -40,7 +40,7 @@ def cross_validate(pairs: Sequence[str], seeds: Sequence[int], reporter: Reporte
     task = make(resolved)
     folds = task.folds()
     seeds = list(seeds) or [resolved.config.seed]
-    # What is wrong with the data is told before anything is written.
+    # What is wrong with the data is told first: it may be why there is a single fold.
     opened(make(resolve([*plain, *(f"{k}={v}" for k, v in folds[0].items())])))
     if len(folds) * len(seeds) < 2:
         msg = "there is one fold and one seed, so nothing to cross-validate; set --seeds 1,2,3"
@@ -81,8 +81,7 @@ def _parent(
             msg = f"{run.name} is not a cross-validation with these settings, folds and seeds"
             raise ResumeError(msg)
         return run
-    made = runs.create(config, {"cv": plan, "origin": f"cv of {origin}", "sample": sample})
-    return made
+    return runs.create(config, {"cv": plan, "origin": f"cv of {origin}", "sample": sample})
 
 
 def _announce(parent: Run, config: BaseConfig, reporter: Reporter) -> None:
@@ -133,11 +132,8 @@ def _words(fold: Mapping[str, str]) -> str:
 
 
 def _existing(there: Path, config: BaseConfig) -> Run | None:
-    found = [
-        Run(p.parent)
-        for p in sorted(there.glob("*/run.json"))
-        if Run(p.parent).info["fingerprint"] == config.fingerprint()
-    ]
+    there_are = [Run(p.parent) for p in sorted(there.glob("*/run.json"))]
+    found = [r for r in there_are if r.info["fingerprint"] == config.fingerprint()]
     finished = [r for r in found if r.status == "finished"]
     candidates = finished or found
     return candidates[-1] if candidates else None
@@ -212,7 +208,7 @@ def _pooled(
         folds = {f for s, f, _ in done if s == seed}
         if len(folds) < 2 or len({r.id for r in records}) != len(records):
             continue
-        facts = runs_facts(done[0][2])
+        facts = _facts_of(done[0][2])
         name = f"pooled_seed{seed}"
         parent.figures.mkdir(exist_ok=True)
         evaluation.save_figures(parent.figures, task, name, records, facts)
@@ -228,7 +224,7 @@ def _pooled(
     return out
 
 
-def runs_facts(run: Run) -> dict[str, Any]:
+def _facts_of(run: Run) -> dict[str, Any]:
     """The facts a finished run stored with its weights."""
     from zoo import checkpoint
 

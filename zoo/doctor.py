@@ -124,16 +124,12 @@ def examine() -> list[dict[str, Any]]:
     """One row a part: its name, whether it works (None: neither), and a remark."""
     import psutil
 
+    from zoo.machine import cores
+
     memory = psutil.virtual_memory()
     rows = [
         _row("zoo", True, f"{__version__}, Python {platform.python_version()}"),
-        _row(
-            "cores",
-            None,
-            str(
-                len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            ),
-        ),
+        _row("cores", None, str(cores())),
         _row(
             "memory",
             None,

@@ -287,13 +287,15 @@ class Trainer:
         rng = torch.Generator(device=self.fabric.device).manual_seed(seed ^ 0x5DEECE66D)
         with self.fabric.no_backward_sync(self.model, enabled=not last):
             parts = self.task.loss(self.model, self.fabric.to_device(batch), rng)
-            loss = parts["loss"]
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(self._not_finite(f"the loss is {value}", names))
-            if loss.requires_grad:
-                self.fabric.backward(loss * weight)
-        return {k: float(v.detach()) for k, v in parts.items()}
+            # One copy to the host for all of them: each would make a GPU wait.
+            kind = parts["loss"].dtype
+            numbers = torch.stack([v.detach().to(kind) for v in parts.values()]).tolist()
+            values: dict[str, float] = dict(zip(parts, numbers, strict=True))
+            if not math.isfinite(values["loss"]):
+                raise TrainingError(self._not_finite(f"the loss is {values['loss']}", names))
+            if parts["loss"].requires_grad:
+                self.fabric.backward(parts["loss"] * weight)
+        return values
 
     def _scale(self, share: float) -> None:
         for parameter in self.model.parameters() if share != 1.0 else ():

@@ -335,7 +335,6 @@ class Kept:
 
     intervals: dict[str, tuple[float, float]]
     tables: dict[str, list[dict[str, Any]]]
-    figures: list[Path]
 
 
 def keep(task: Task[Any], run: Run, name: str, records: Sequence[Record], facts: Facts) -> Kept:
@@ -344,9 +343,9 @@ def keep(task: Task[Any], run: Run, name: str, records: Sequence[Record], facts:
     run.figures.mkdir(exist_ok=True)
     evaluation.save_records(run.path / "records" / f"{name}.npz", records)
     evaluation.write_predictions(run.path / "predictions" / name, task.rows(records, facts))
-    figures = evaluation.save_figures(run.figures, task, name, records, facts)
+    evaluation.save_figures(run.figures, task, name, records, facts)
     tables = {f"{name}: {title}": rows for title, rows in task.tables(records, facts)}
-    return Kept(task.intervals(records, facts), tables, figures)
+    return Kept(task.intervals(records, facts), tables)
 
 
 def weights_from(word: str, out: Path) -> checkpoint.Checkpoint:
@@ -361,7 +360,7 @@ def weights_from(word: str, out: Path) -> checkpoint.Checkpoint:
     return checkpoint.best(runs.find(word, out).checkpoints)
 
 
-def trained(pairs: Sequence[str], task_needed: bool = True) -> tuple[Task[Any], Any, Facts]:
+def trained(pairs: Sequence[str]) -> tuple[Task[Any], Any, Facts]:
     """A task with the model of `weights=`, for evaluation and prediction.
 
     The settings the weights were trained with are the base; `key=value` words go on top, so that
@@ -381,7 +380,7 @@ def trained(pairs: Sequence[str], task_needed: bool = True) -> tuple[Task[Any], 
         raise ConfigError(msg)
     found = weights_from(named, Path(words.get("out") or "runs"))
     base = found.meta["config"] | {"resume": None}
-    if task_needed and "task" in words and registry.find(words["task"])[0] != base["task"]:
+    if "task" in words and registry.find(words["task"])[0] != base["task"]:
         msg = f"weights={named} are of task '{base['task']}', not '{words['task']}'"
         raise ConfigError(msg)
     resolved = resolve(list(pairs), base)

@@ -102,7 +102,7 @@ def run(case: Case, given: Inputs, exact: bool = False, x: Tensor | None = None)
         out = module(x, cu, given.mask if case.use == "mask" else None)._asdict()
     else:
         keep = 0.5 if case.use == "half" else case.use
-        out = module.from_features(x, reduction, cu, keep)._asdict()  # type: ignore[arg-type]
+        out = module.from_features(x, reduction, cu, keep)._asdict()
         inputs |= {f"reduction.{name}": p for name, p in reduction.named_parameters()}
     return {**out, **_gradients(case, given, out, inputs)}
 

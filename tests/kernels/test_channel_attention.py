@@ -130,4 +130,4 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="rgb, depth and fused"):
         ChannelAttention("softmax")(x, x, x)
     with pytest.raises(ValueError, match="form is one of"):
-        ChannelAttention("mean")  # type: ignore[arg-type]
+        ChannelAttention("mean")

@@ -15,7 +15,7 @@ def _seed() -> None:
 
 
 def make(**options: object) -> FewKeyAttention:
-    module = FewKeyAttention(6, 2, **options).double()  # type: ignore[arg-type]
+    module = FewKeyAttention(6, 2, **options).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter)
     return module

@@ -141,7 +141,7 @@ def test_nothing_wide_is_kept_for_the_backward_pass() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            module.from_features(features, reduction, keep=policy)  # type: ignore[arg-type]
+            module.from_features(features, reduction, keep=policy)
         kept[policy] = total[0]
     small = rows * 2 * 4  # the logits
     assert kept == {"rows": rows * dim * 4 + small, "bfloat16": rows * dim * 2 + small} | {
@@ -163,7 +163,7 @@ def test_second_derivative_is_refused_in_words() -> None:
 def test_wrong_arguments_are_named() -> None:
     module, x = GatedAttentionPool(6, 4, 2), torch.randn(5, 6)
     with pytest.raises(ValueError, match="keep must be one of rows, bfloat16, nothing"):
-        module.from_features(x, torch.nn.Linear(6, 6), keep="all")  # type: ignore[arg-type]
+        module.from_features(x, torch.nn.Linear(6, 6), keep="all")
     with pytest.raises(ValueError, match=r"a share from 0 to 1, got 1\.5"):
         module.from_features(x, torch.nn.Linear(6, 6), keep=1.5)
     with pytest.raises(ValueError, match="the reduction makes rows of 7, not 6"):
@@ -319,7 +319,7 @@ def test_policies_give_the_same_outputs_and_are_free_without_gradients() -> None
     expected = module(rows)
     weights = module._weights()
     for keep in ("rows", "bfloat16", "nothing", 0.3):
-        out = pool_from_features(x, reduction.weight, reduction.bias, weights, keep=keep)  # type: ignore[arg-type]
+        out = pool_from_features(x, reduction.weight, reduction.bias, weights, keep=keep)
         torch.testing.assert_close(out.pooled, expected.pooled)
     pooled, _ = softmax_pool(expected.logits, rows)
     torch.testing.assert_close(pooled, expected.pooled)

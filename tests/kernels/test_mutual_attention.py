@@ -66,7 +66,7 @@ def test_gradcheck_of_the_definition(axis: str) -> None:
     inputs = [x.detach().double().requires_grad_() for x in maps((2, 3, 4))]
 
     def run(*xs: Tensor) -> tuple[Tensor, ...]:
-        return reference.signed_sqrt_attention(*xs, 1e-6, axis)  # type: ignore[arg-type]
+        return reference.signed_sqrt_attention(*xs, 1e-6, axis)
 
     assert torch.autograd.gradcheck(run, inputs)
 
@@ -240,7 +240,7 @@ def test_compiles_whole_with_a_dynamic_size() -> None:
 @pytest.mark.parametrize("form", ["signed_sqrt", "softmax"])
 def test_exports_with_operators_of_torch_alone(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = tuple(x.detach() for x in maps((1, 6, 20)))
-    export_of_reference_is_aten_only(MutualAttention(form), inputs, monkeypatch)  # type: ignore[arg-type]
+    export_of_reference_is_aten_only(MutualAttention(form), inputs, monkeypatch)
 
 
 def test_exported_file_loads_without_the_zoo(
@@ -285,8 +285,8 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="three maps"):
         MutualAttention("signed_sqrt")(x, x, x, x)
     with pytest.raises(ValueError, match="l2_axis"):
-        signed_sqrt_attention(x, x, x, l2_axis="channel")  # type: ignore[arg-type]
+        signed_sqrt_attention(x, x, x, l2_axis="channel")
     with pytest.raises(ValueError, match="form is one of softmax, signed_sqrt"):
-        MutualAttention("linear")  # type: ignore[arg-type]
+        MutualAttention("linear")
     with pytest.raises(ValueError, match="values"):
         two_stream_attention(x, x, x[:, :1])

@@ -24,7 +24,7 @@ def _seed() -> None:
 
 
 def make(options: dict[str, object]) -> QueryPool:
-    module = QueryPool(6, 2, **options).double()  # type: ignore[arg-type]
+    module = QueryPool(6, 2, **options).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter)
     return module

@@ -120,7 +120,7 @@ def test_agrees_with_torchreid(path: str) -> None:
 def test_equals_sorting(metric: str, chunk: int, dtype: torch.dtype, path: str) -> None:
     marks = labels(13, 97)
     query, gallery = torch.randn(13, 24, dtype=dtype), torch.randn(97, 24, dtype=dtype)
-    found = rank_counts(query, gallery, *marks, metric=metric, chunk=chunk)  # type: ignore[arg-type]
+    found = rank_counts(query, gallery, *marks, metric=metric, chunk=chunk)
     wide = query.double(), gallery.double()
     distances = torch.cdist(*wide)
     if metric == "cosine":
@@ -154,7 +154,7 @@ def test_paths_agree_on_random_cases_with_many_ties(monkeypatch: pytest.MonkeyPa
                         *marks,
                         distances=distances,
                         ties=ties,
-                        chunk=3,  # type: ignore[arg-type]
+                        chunk=3,
                     )
                 )
             assert same(*results), case
@@ -222,7 +222,7 @@ def test_compiled_counting_agrees() -> None:
     marks, distances = labels(20, 300), torch.randint(50, (20, 300)).float()
     for ties in ("optimistic", "pessimistic"):
         one, other = (
-            rank_counts(None, None, *marks, distances=distances, ties=ties, compiled=compiled)  # type: ignore[arg-type]
+            rank_counts(None, None, *marks, distances=distances, ties=ties, compiled=compiled)
             for compiled in (False, True)
         )
         assert same(one, other)
@@ -257,6 +257,6 @@ def test_wrong_arguments_are_named(change: dict[str, object], words: str) -> Non
         "gallery_ids": [1] * 6,
     }
     with pytest.raises(ValueError, match=words):
-        rank_counts(**{**arguments, **change})  # type: ignore[arg-type]
+        rank_counts(**{**arguments, **change})
     with pytest.raises(ValueError, match="top must be"):
-        rank_counts(**arguments).cmc(0)  # type: ignore[arg-type]
+        rank_counts(**arguments).cmc(0)

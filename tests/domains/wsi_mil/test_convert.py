@@ -78,7 +78,7 @@ def struct() -> Iterator[type]:
 
     Struct.__module__, Struct.__qualname__ = "utils.utils", "Struct"
     inner = types.ModuleType("utils.utils")
-    inner.Struct = Struct  # type: ignore[attr-defined]
+    inner.Struct = Struct
     sys.modules |= {"utils": types.ModuleType("utils"), "utils.utils": inner}
     yield Struct
     for name in ("utils", "utils.utils"):

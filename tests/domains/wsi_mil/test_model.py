@@ -30,7 +30,7 @@ def _seed() -> None:
 
 def make(arch: str, **options: float) -> MilModel:
     settings = {"branches": 3, "attention": 6, "dropout": 0.0, **options}
-    model = build_model(arch, 10, 16, 3, **settings)  # type: ignore[arg-type]
+    model = build_model(arch, 10, 16, 3, **settings)
     for name, parameter in model.named_parameters():
         if "norm.weight" not in name:
             nn.init.normal_(parameter, std=0.4)  # queries are nearly 0 otherwise
@@ -236,7 +236,7 @@ def test_a_batch_axis_and_a_wrong_width_are_refused() -> None:
 )
 def test_wrong_settings_are_named(arch: str, options: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        build_model(arch, 10, 16, 2, **options)  # type: ignore[arg-type]
+        build_model(arch, 10, 16, 2, **options)
 
 
 def test_wrong_sizes_are_named() -> None:

@@ -305,7 +305,7 @@ def test_masking_draws_from_the_given_generator(clam: Path) -> None:
     task = task_of(clam, "model.mask_drop=0.5")
     train = task.splits()["train"]
     model = task.model(task.fit(train)).train()
-    sizes = [peek.count for peek in train.peeks]  # type: ignore[attr-defined]
+    sizes = [peek.count for peek in train.peeks]
     batch = train.collate([train.item(int(np.argmax(sizes)), RNG)])
 
     def loss(seed: int) -> float:
