@@ -17,7 +17,6 @@ from zoo.domains.medical.wsi_mil.config import Config
 from zoo.domains.medical.wsi_mil.convert import convert_official
 from zoo.domains.medical.wsi_mil.losses import mil_losses
 from zoo.domains.medical.wsi_mil.metrics import (
-    bootstrap_intervals,
     instance_auc,
     instances_for_share,
     slide_metrics,
@@ -27,6 +26,7 @@ from zoo.domains.medical.wsi_mil.parts import HEADS
 from zoo.domains.medical.wsi_mil.schedule import lr_factor
 from zoo.domains.medical.wsi_mil.survey import Survey, survey
 from zoo.errors import ConfigError, DataError
+from zoo.intervals import bootstrap_intervals
 from zoo.privacy import alias
 from zoo.task import (
     Batch,

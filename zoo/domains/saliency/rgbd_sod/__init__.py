@@ -1,0 +1,1 @@
+"""RGB-D salient object detection: GL-DMNet."""
