@@ -293,6 +293,28 @@ def test_optimisers_step_only_in_their_phase(trained: dict[str, Trained]) -> Non
     ]
 
 
+def test_what_is_chosen_on_validation_travels_with_the_weights(
+    trained: dict[str, Trained], stubs: None, tmp_path: Path
+) -> None:
+    alternating = trained["stub_alternating"]
+    best = checkpoint.best(alternating.run.checkpoints)
+    threshold = best.meta["facts"]["threshold"]
+    records = load_records(alternating.run.path / "records" / "test.npz")
+    assert 0 < threshold < 1
+    assert alternating.run.results()["test/threshold"] == threshold
+    right = [(r.values["p"] > threshold) == bool(r.values["label"]) for r in records]
+    assert alternating.run.results()["test/accuracy"] == np.mean(right)
+    # Validations during training did not have it.
+    assert "val/threshold" not in {name for name, _ in values(alternating.run)}
+    others = [c for c in alternating.checkpoints() if c.path != best.path]
+    assert others
+    assert all("threshold" not in c.meta["facts"] for c in others)
+    # Nor did amending touch the weights' hash, and evaluation finds it again.
+    good("eval", f"weights={alternating.run.path}", f"predict.out={tmp_path / 'eval'}")
+    again = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert again["test/threshold"] == threshold
+
+
 # -- (d) one training a year, facts from training rows ------------------------------------------
 
 

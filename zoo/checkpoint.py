@@ -119,6 +119,22 @@ def save(
     return final
 
 
+def amend(path: Path, facts: Mapping[str, Any]) -> None:
+    """Replace the facts of a checkpoint; the rest of it stays as it is.
+
+    Args:
+        path: The checkpoint's folder.
+        facts: All facts, as JSON.
+
+    Raises:
+        WeightsError: The checkpoint is damaged.
+    """
+    meta = load(path, weights_only=True).meta
+    hashes = dict(meta.pop("sha256"))
+    body = meta | {"facts": dict(facts)}
+    files.write_json(path / _META, body | {"sha256": hashes | {_META: _seal(body)}})
+
+
 def _seal(body: Mapping[str, Any]) -> str:
     """Hash of the metadata themselves: a flipped digit in the facts would predict nonsense."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

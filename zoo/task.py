@@ -253,6 +253,15 @@ class Task(ABC, Generic[C]):
         """
         return {}
 
+    def settle(self, records: Sequence[Record], facts: Facts) -> Facts:
+        """What has to be chosen on validation with the final weights, such as an operating point.
+
+        Called once after training with the validation records of the selected weights. What it
+        returns joins the facts that are stored with those weights, before a test split is scored;
+        until then (validation during training) such facts are not there.
+        """
+        return {}
+
     # -- training -------------------------------------------------------------------------------
 
     @abstractmethod

@@ -290,7 +290,9 @@ def _conduct(
 
 def _finish(task: Task[Any], trainer: Trainer, run: Run, reporter: Reporter) -> None:
     """Evaluate the best (or last) weights on every test split and write the report."""
-    load_weights(trainer.model, checkpoint.best(run.checkpoints))
+    found = checkpoint.best(run.checkpoints)
+    load_weights(trainer.model, found)
+    _settle(task, trainer, found.path)
     results: dict[str, float] = {}
     intervals: dict[str, list[float]] = {}
     tables: dict[str, Any] = {}
@@ -327,6 +329,26 @@ def _finish(task: Task[Any], trainer: Trainer, run: Run, reporter: Reporter) -> 
     )
     page = report.write(run, task)
     reporter.say(f"report {page}")
+
+
+def _settle(task: Task[Any], trainer: Trainer, best: Path) -> None:
+    """Store what the task chooses on validation with the selected weights."""
+    if "val" not in trainer.splits or type(task).settle is Task.settle:
+        return
+    records, _, _ = evaluation.collect(
+        trainer.fabric,
+        task,
+        trainer.model,
+        trainer.splits["val"],
+        workers=workers_for(trainer.trainer),
+    )
+    settled = trainer.facts | task.settle(records, trainer.facts)
+    if (
+        trainer.fabric.is_global_zero
+        and settled != checkpoint.load(best, weights_only=True).meta["facts"]
+    ):
+        checkpoint.amend(best, settled)
+    trainer.facts = settled
 
 
 @dataclass

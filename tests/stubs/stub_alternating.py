@@ -101,8 +101,13 @@ class Alternating(StubTask[AlternatingConfig]):
         ]
 
     def score(self, records: Sequence[Record], facts: Facts) -> Metrics:
-        right = [(r.values["p"] > 0.5) == bool(r.values["label"]) for r in records]
-        return {"accuracy": float(np.mean(right))}
+        threshold = facts.get("threshold", 0.5)
+        right = [(r.values["p"] > threshold) == bool(r.values["label"]) for r in records]
+        told = {"threshold": threshold} if "threshold" in facts else {}
+        return {"accuracy": float(np.mean(right))} | told
+
+    def settle(self, records: Sequence[Record], facts: Facts) -> Facts:
+        return {"threshold": float(np.median([r.values["p"] for r in records]))}
 
     def inputs(self, paths: Sequence[Path], facts: Facts) -> Split:
         return Balanced(list(paths), batch_size=self.config.trainer.batch_size)
