@@ -475,6 +475,93 @@ def test_predictions_of_others_are_scored_without_a_model(
     assert "no prediction fits" in result.err
 
 
+def _maps(sod: Trained, folder: Path, guess: float, sets: str = "ab") -> Path:
+    """Somebody's maps of test sets, the same value in every pixel."""
+    for name in sets:
+        (folder / name).mkdir(parents=True)
+        for path in sorted((sod.data / f"test_{name}").glob("*.npz")):
+            np.save(folder / name / f"{path.stem}.npy", np.full((8, 8), guess, np.float32))
+    return folder
+
+
+def test_several_methods_are_scored_and_compared_in_one_call(
+    trained: dict[str, Trained], stubs: None, tmp_path: Path
+) -> None:
+    sod = trained["stub_testsets"]
+    low, high = _maps(sod, tmp_path / "low", 0.1), _maps(sod, tmp_path / "high", 0.9, "b")
+    out = tmp_path / "scored"
+    words = ["task=stub_testsets", f"data.root={sod.data}", f"predict.foreign=[{low},{high}]"]
+    shown = good("eval", *words, f"predict.out={out}").out
+    assert "low" in shown
+    assert "high" in shown
+    results = json.loads((out / "metrics.json").read_text())
+    assert list(results) == ["low/test_a/mae", "low/test_b/mae", "high/test_b/mae"]
+    table = pd.read_csv(out / "comparison.csv")
+    assert table.columns.tolist() == ["method", "split", "mae"]
+    keys = [f"{row.method}/{row.split}/mae" for row in table.itertuples()]
+    assert dict(zip(keys, table["mae"], strict=True)) == pytest.approx(results)
+    for name in ("low/test_a", "low/test_b", "high/test_b"):
+        assert (out / name / "predictions.csv").is_file()
+        assert (out / name / "records.npz").is_file()
+    assert not (out / "test_b").exists()
+
+
+def test_one_method_is_compared_over_its_sets(
+    trained: dict[str, Trained], stubs: None, tmp_path: Path
+) -> None:
+    sod = trained["stub_testsets"]
+    low = _maps(sod, tmp_path / "low", 0.1)
+    words = ["task=stub_testsets", f"data.root={sod.data}", f"predict.foreign={low}"]
+    good("eval", *words, f"predict.out={tmp_path / 'out'}")
+    table = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert table["split"].tolist() == ["test_a", "test_b"]
+    assert set(table["method"]) == {"low"}
+    assert (tmp_path / "out" / "test_a" / "predictions.csv").is_file()
+
+
+def test_notes_on_predictions_of_others_are_told(
+    trained: dict[str, Trained], stubs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sod = trained["stub_testsets"]
+    kind = type(zoo.get_task("stub_testsets"))
+    plain = kind.foreign
+
+    class Noted(dict[str, object]):
+        notes = ("two maps were resized",)
+
+    monkeypatch.setattr(kind, "foreign", lambda self, folder: Noted(plain(self, folder)))
+    words = ["task=stub_testsets", f"data.root={sod.data}", f"predict.out={tmp_path / 'out'}"]
+    shown = good("eval", *words, f"predict.foreign={_maps(sod, tmp_path / 'low', 0.1)}").out
+    assert "warning: low: two maps were resized" in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("[low,none]", "predict.foreign=none: there is no such file or folder"),
+        ("[low,empty]", "predict.foreign=empty: no prediction fits an item of the data"),
+        ("[low,other/low]", "are both called 'low'; rename one"),
+        ("[]", "predict.foreign: should name at least one folder"),
+        ("", "predict.foreign= names no folder"),
+    ],
+)
+def test_wrong_folders_of_predictions_are_one_line_and_nothing_is_written(
+    trained: dict[str, Trained], stubs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    given: str, told: str,
+) -> None:  # fmt: skip
+    sod = trained["stub_testsets"]
+    monkeypatch.chdir(tmp_path)
+    _maps(sod, tmp_path / "low", 0.1)
+    _maps(sod, tmp_path / "other" / "low", 0.2)
+    (tmp_path / "empty").mkdir()
+    words = ["task=stub_testsets", f"data.root={sod.data}", f"predict.foreign={given}"]
+    result = run_zoo("eval", *words, f"predict.out={tmp_path / 'out'}")
+    assert result.code == 2
+    assert result.err.count("error: ") == 1
+    assert told in result.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_task_that_cannot_score_predictions_of_others_says_so(
     trained: dict[str, Trained], stubs: None, tmp_path: Path
 ) -> None:

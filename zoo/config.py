@@ -117,7 +117,23 @@ class PredictConfig(Section):
 
     out: Path | None = Field(None, description="folder for predictions; none: in the run folder")
     dense: bool = Field(True, description="write dense outputs (attention, masks, maps)")
-    foreign: Path | None = Field(None, description="someone else's outputs to score, no model")
+    foreign: list[Path] | None = Field(
+        None,
+        description="folders of other methods' outputs to score, DIR or [A,B]; no model",
+    )
+
+    @field_validator("foreign", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, (str, Path)) else value
+
+    @field_validator("foreign", mode="after")
+    @classmethod
+    def _homes(cls, value: list[Path] | None) -> list[Path] | None:
+        if value is not None and not value:
+            msg = "should name at least one folder"
+            raise ValueError(msg)
+        return value and [path.expanduser() for path in value]
 
 
 class BaseConfig(Section):

@@ -88,6 +88,7 @@ class Trainer:
         splits: `train` and optionally `val`.
         facts: What `Task.fit` learnt.
         reporter: Tells the person in front of it.
+        fresh: Whether the training begins here, rather than at a checkpoint.
     """
 
     run: Run
@@ -99,6 +100,7 @@ class Trainer:
         splits: Mapping[str, Split],
         facts: Facts,
         reporter: Reporter,
+        fresh: bool = True,
     ) -> None:
         self.task, self.fabric, self.splits, self.facts = task, fabric, splits, facts
         self.reporter = reporter
@@ -109,6 +111,8 @@ class Trainer:
         self.at = Position()
         reseed(self.config.seed)
         plain = task.model(facts)
+        for line in task.pretrained(plain) if fresh else ():
+            reporter.say(line)
         self.trainable = {n: p.requires_grad for n, p in plain.named_parameters()}
         self.model = fabric.setup_module(plain)
         self.optims = {k: self._ready(o) for k, o in task.optimisers(plain).items()}

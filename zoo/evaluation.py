@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 from zoo import files
+from zoo.config import BaseConfig
 from zoo.data import order_rng, step_seed
 from zoo.errors import DataError
 from zoo.loader import Feed, reseed
@@ -203,3 +206,34 @@ def save_figures(
         plt.close(figure)
         made.append(path)
     return made
+
+
+def results_folder(config: BaseConfig, kind: str) -> Path:
+    """Where results go: `predict.out`, else a fresh name `<kind>-<task>-<time>-<id>` in `out`."""
+    if config.predict.out is not None:
+        return config.predict.out.expanduser()
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return config.out / f"{kind}-{config.task}-{stamp}-{secrets.token_hex(2)}"
+
+
+def write_outcome(
+    task: Task[Any], name: str, outcome: Outcome, facts: Facts, out: Path
+) -> list[dict[str, Any]]:
+    """Write a split's predictions, records and figures below `out`.
+
+    Returns:
+        Rows `metric`, `value`, `95 % interval`.
+    """
+    records = outcome.records
+    write_predictions(out / name, task.rows(records, facts))
+    save_records(out / name / "records.npz", records)
+    save_figures(out / "figures", task, name, records, facts)
+    intervals = task.intervals(records, facts)
+    return [
+        {
+            "metric": f"{name}/{key}",
+            "value": value,
+            "95 % interval": "{:.4g} to {:.4g}".format(*intervals[key]) if key in intervals else "",
+        }
+        for key, value in outcome.metrics.items()
+    ]

@@ -162,6 +162,21 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The outputs of several methods side by side.
+
+    Attributes:
+        rows: One a method and split, with `method` and `split` first: comparison.csv.
+        texts: File name -> content, for instance `comparison.md`.
+        figures: Name -> picture.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    texts: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Conversion:
     """An official checkpoint under the zoo's names.
 
@@ -268,6 +283,17 @@ class Task(ABC, Generic[C]):
     def model(self, facts: Facts) -> nn.Module:
         """Build the model, with loss centres and the like as submodules."""
 
+    def pretrained(self, model: nn.Module) -> Sequence[str]:
+        """Put published weights (a backbone's, say) into a fresh model.
+
+        Called when a training begins, never at resume, evaluation or prediction: the files are
+        not needed then.
+
+        Returns:
+            Lines to tell: what was loaded and what was not.
+        """
+        return ()
+
     @abstractmethod
     def optimisers(self, model: nn.Module) -> dict[str, Optim]:
         """The optimisers by name."""
@@ -317,16 +343,39 @@ class Task(ABC, Generic[C]):
             for r in records
         ]
 
+    def remarks(self, records: Sequence[Record], facts: Facts) -> Sequence[str]:
+        """Lines told after a prediction: what a user should know of all of it at once."""
+        return ()
+
+    def methods(self, predictions: Path) -> Mapping[str, Path]:
+        """The methods whose outputs lie in a folder, by name; by default it is one method's."""
+        return {predictions.resolve().name: predictions}
+
     def foreign(self, predictions: Path) -> Mapping[str, Sequence[Record]]:
         """Records of each test split from someone else's outputs, scored without a model.
 
-        There are no facts then: `score` and the pictures get an empty dictionary.
+        There are no facts then: `score` and the pictures get an empty dictionary. What a user
+        should know (files left out, sizes that differ) stands in the attribute `notes` of what
+        is returned, if it has one: one line each.
 
         Raises:
             ConfigError: The task has no such format.
         """
         msg = f"task '{self.config.task}' cannot score foreign predictions"
         raise ConfigError(msg)
+
+    def compared(self, found: Mapping[str, Mapping[str, Sequence[Record]]]) -> Comparison:
+        """Tables and pictures of several methods on several splits; by default their scores.
+
+        Args:
+            found: Method -> split -> records, as `foreign` gave them.
+        """
+        rows = [
+            {"method": method, "split": split, **self.score(records, {})}
+            for method, splits in found.items()
+            for split, records in splits.items()
+        ]
+        return Comparison(rows)
 
     def export(self, model: nn.Module, facts: Facts) -> Export:
         """Example inputs for export, or why the model cannot be exported."""

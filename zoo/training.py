@@ -21,7 +21,7 @@ from zoo.checkpoint import load_weights
 from zoo.config import BaseConfig, Resolved, resolve
 from zoo.data import leakage, stop_on_errors
 from zoo.engine import Interrupted, Trainer, parameters_of
-from zoo.errors import ConfigError, ResumeError
+from zoo.errors import ConfigError, DataError, ResumeError
 from zoo.machine import launch, on_signals, workers_for
 from zoo.progress import Reporter, figures_line
 from zoo.runs import Run
@@ -159,12 +159,16 @@ def train(
             held.enter_context(start.run.lock())
             start.run.tidy()
         splits = opened(task, reporter)
+        if "train" not in splits:
+            msg = f"{config.data.root}: there is nothing to train on, only {', '.join(splits)}"
+            raise DataError(msg)
         inputs = _inputs(config, splits)
         if start.run is not None:
             _same_data(start.run, inputs)
         found = _found(start, reporter)
         facts = found.meta["facts"] if found else _facts(task, splits["train"])
-        trainer = Trainer(task, fabric, splits, facts, reporter)
+        fresh = found is None and not config.weights
+        trainer = Trainer(task, fabric, splits, facts, reporter, fresh)
         if config.weights and not found:
             load_weights(trainer.model, weights_from(config.weights, config.out))
         run = _run_folder(start, fabric, inputs, folder, extra)

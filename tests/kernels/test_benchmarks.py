@@ -1,17 +1,33 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import pytest
 import torch
 
-from zoo.benchmarks import BLOCKS, __main__, gated_attention_pool, module, query_pool
+from zoo.benchmarks import NAMES, __main__, gated_attention_pool, query_pool, run
 from zoo.benchmarks.harness import Row, on_path
 
 
-@pytest.mark.parametrize("name", list(BLOCKS))
+@pytest.mark.parametrize("name", list(NAMES))
 def test_every_benchmark_can_be_run(name: str) -> None:
-    assert callable(module(name).run)
+    for part in NAMES[name]:
+        assert callable(import_module(part).run)
+
+
+def test_benchmark_of_several_parts_gives_all_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Fake:
+        @staticmethod
+        def run(device: torch.device, quick: bool) -> list[int]:
+            asked.append(quick)
+            return [len(asked)]
+
+    monkeypatch.setattr("zoo.benchmarks.import_module", lambda part: Fake)
+    assert run("rgbd_sod", torch.device("cpu"), quick=True) == [1, 2]
+    assert asked == [True, True]
 
 
 @pytest.mark.parametrize("policy", gated_attention_pool.POLICIES)
@@ -46,14 +62,11 @@ def test_command_prints_a_table_and_appends_json(
 ) -> None:
     row = Row("block", "case", "eager", "fwd", "cpu", 1.0, 0.9, 1.1, 1.0)
 
-    class Fake:
-        @staticmethod
-        def run(device: torch.device, quick: bool) -> list[Row]:
-            assert device.type == "cpu"
-            assert quick
-            return [row]
+    def fake(name: str, device: torch.device, quick: bool) -> list[Row]:
+        assert (name, device.type, quick) == ("query_pool", "cpu", True)
+        return [row]
 
-    monkeypatch.setattr(__main__, "module", lambda name: Fake)
+    monkeypatch.setattr(__main__, "run", fake)
     file = f"{tmp_path}/rows.jsonl"
     threads = torch.get_num_threads()
     try:

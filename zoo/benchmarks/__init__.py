@@ -1,6 +1,7 @@
-"""What `zoo bench` runs: one file a block, and the committed table of results.
+"""What `zoo bench` runs: blocks and tasks, one file each, and the committed table of results.
 
-Everything here runs with torch, triton and numpy alone: `python -m zoo.benchmarks NAME`.
+Blocks run with torch, triton and numpy alone: `python -m zoo.benchmarks NAME`. Tasks need the
+whole zoo and the extras of their field.
 """
 
 from __future__ import annotations
@@ -9,21 +10,31 @@ from importlib import import_module
 from typing import Any
 
 BLOCKS = {
-    "broadcast_gate": "zoo.benchmarks.broadcast_gate",
-    "channel_attention": "zoo.benchmarks.channel_attention",
-    "gated_attention_pool": "zoo.benchmarks.gated_attention_pool",
-    "gated_linear_attention": "zoo.benchmarks.gated_linear_attention",
-    "mutual_attention": "zoo.benchmarks.mutual_attention",
-    "query_pool": "zoo.benchmarks.query_pool",
-    "rank_counts": "zoo.benchmarks.rank_counts",
+    "broadcast_gate": ("zoo.benchmarks.broadcast_gate",),
+    "channel_attention": ("zoo.benchmarks.channel_attention",),
+    "gated_attention_pool": ("zoo.benchmarks.gated_attention_pool",),
+    "gated_linear_attention": ("zoo.benchmarks.gated_linear_attention",),
+    "mutual_attention": ("zoo.benchmarks.mutual_attention",),
+    "query_pool": ("zoo.benchmarks.query_pool",),
+    "rank_counts": ("zoo.benchmarks.rank_counts",),
 }
-"""Name -> module with `run(device, quick=False) -> list[Row]`."""
+"""Name of a block -> modules with `run(device, quick=False) -> list[Row]`."""
+
+TASKS = {
+    "medusa": ("zoo.benchmarks.medusa",),
+    "reid-eval": ("zoo.benchmarks.rank_counts",),
+    "rgbd_sod": ("zoo.benchmarks.rgbd_sod", "zoo.benchmarks.rgbd_sod_metrics"),
+    "wsi_mil": ("zoo.benchmarks.wsi_prepare",),
+}
+"""The same for what a task costs as a whole."""
+
+NAMES = BLOCKS | TASKS
 
 
-def module(name: str) -> Any:
-    """The module of a benchmark, imported when it is asked for.
+def run(name: str, device: Any, quick: bool = False) -> list[Any]:
+    """Rows of a benchmark; its modules are imported when it is asked for.
 
     Raises:
         KeyError: There is none of that name.
     """
-    return import_module(BLOCKS[name])
+    return [row for part in NAMES[name] for row in import_module(part).run(device, quick=quick)]

@@ -16,18 +16,18 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="A block, or 'all'.")],
+    name: Annotated[str, typer.Argument(help="A block, a task, or 'all' for every block.")],
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Append one JSON object a row.")] = None,
     table: Annotated[Path | None, typer.Option(help="Write the tables as Markdown.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, few rounds.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
-    """Time a block's forms against the plain one: median ratios of interleaved runs."""
-    from zoo.benchmarks import BLOCKS
+    """Time forms of a block or task against the plain one: median ratios of interleaved runs."""
+    from zoo.benchmarks import NAMES
 
-    if name not in (*BLOCKS, "all"):
-        msg = f"no benchmark '{name}'; there are {', '.join(BLOCKS)} and all"
+    if name not in (*NAMES, "all"):
+        msg = f"no benchmark '{name}'; there are {', '.join(NAMES)} and all"
         raise ConfigError(msg)
     from zoo.benchmarks.__main__ import main
 

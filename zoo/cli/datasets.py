@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
@@ -73,9 +75,10 @@ def check(pairs: Pairs = None) -> None:
 
 
 def prepare(pairs: Pairs = None) -> None:
-    """Turn raw files into what training reads: task=NAME data.…=… out=DIR."""
-    import os
+    """Turn raw files into what training reads: task=NAME data.…=… out=DIR.
 
+    Several processes started by torchrun or srun share the work.
+    """
     from zoo.config import resolve
     from zoo.training import make
 
@@ -84,5 +87,32 @@ def prepare(pairs: Pairs = None) -> None:
         msg = "data prepare needs out=DIR"
         raise ConfigError(msg)
     task = make(resolve(rest))
-    shard, shards = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    shard, shards = _place(os.environ)
     task.prepare(Path(taken["out"]).expanduser(), shard, shards)
+
+
+def _place(environment: Mapping[str, str]) -> tuple[int, int]:
+    """This process among those that torchrun or SLURM started, and how many they are.
+
+    A step's own number of tasks goes before the job's, of which a step may use a part.
+
+    Raises:
+        ConfigError: The variables make no sense.
+    """
+    for first, counts in (
+        ("RANK", ("WORLD_SIZE",)),
+        ("SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")),
+    ):
+        count = next((name for name in counts if environment.get(name)), None)
+        if not environment.get(first) or count is None:
+            continue
+        try:
+            shard, shards = int(environment[first]), int(environment[count])
+        except ValueError:
+            shard, shards = 0, 0
+        if not 0 <= shard < shards:
+            told = f"{first}={environment[first]}, {count}={environment[count]}"
+            msg = f"{told}: no place among processes; unset them or start with torchrun or srun"
+            raise ConfigError(msg)
+        return shard, shards
+    return 0, 1

@@ -24,9 +24,10 @@ def evaluate(
     ] = "",
     quiet: Quiet = False,
 ) -> None:
-    """Evaluate a run's weights: weights=RUN [data.root=…], or predict.foreign=DIR without a model.
+    """Evaluate a run's weights: weights=RUN [data.root=…]; predict.foreign=DIR needs no model.
 
-    Settings are those of the run; data.root= and others go on top of them.
+    Settings are those of the run; data.root= and others go on top of them. predict.foreign=[A,B]
+    compares the outputs of several methods.
     """
     from zoo.inference import evaluate_run
     from zoo.progress import Reporter
