@@ -60,3 +60,26 @@ def _backward_flops(
     """Work of the backward operator with all gradients: gates again, then two products each."""
     reduced, wide, small = _row_flops(x, value, score, logits, reduction)
     return reduced + 3 * wide + 3 * small
+
+
+@register_flop_formula(torch.ops.zoo.moment_products)
+def _moment_flops(rgb: Any, depth: Any, fused: Any, *rest: Any, **more: Any) -> int:
+    """Two products of channels (N x C x N) and three of positions (C x N x N)."""
+    batch, channels, positions = fused
+    return int(5 * 2 * batch * channels * positions**2)
+
+
+@register_flop_formula(torch.ops.zoo.moment_products_backward)
+def _moment_backward_flops(
+    g_rgb: Any,
+    g_depth: Any,
+    g_fused: Any,
+    rgb: Any,
+    depth: Any,
+    fused: Any,
+    *rest: Any,
+    **more: Any,
+) -> int:
+    """The two products of channels again, three of gradients, seven of positions."""
+    batch, channels, positions = fused
+    return int(12 * 2 * batch * channels * positions**2)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from zoo.config import BaseConfig, DataConfig, PredictConfig, Section
 
@@ -17,6 +17,9 @@ class RgbdData(DataConfig):
 
     layout: Literal["auto", "bbs", "vst", "caver", "author", "come", "nlpr_raw", "plain"] = Field(
         "auto", description="how the folders are arranged; auto: found"
+    )
+    depth_from: Literal["smoothed", "raw"] = Field(
+        "smoothed", description="raw NLPR folders: depth with holes filled, or as measured"
     )
     train: list[str] = Field(
         default_factory=list,
@@ -58,6 +61,11 @@ class RgbdData(DataConfig):
     eval_size: Literal["native", "256"] = Field(
         "native", description="size at which maps are scored; 256 as most published numbers"
     )
+
+    @field_validator("eval_size", mode="before")
+    @classmethod
+    def _size_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _rising(self) -> RgbdData:
@@ -120,6 +128,20 @@ class RgbdModel(Section):
         None, description="PVTv2-B2 file, official or timm names; none: random"
     )
 
+    @model_validator(mode="after")
+    def _fits(self) -> RgbdModel:
+        if self.transformer == "none":
+            return self
+        widths = self.embed_dims or self.fusion_channels
+        for width, heads in zip(widths, self.heads, strict=True):
+            if heads < 1 or width % heads:
+                msg = f"token width {width} should be a multiple of its {heads} heads (heads)"
+                raise ValueError(msg)
+        if not self.patch_embed and widths != self.fusion_channels:
+            msg = f"embed_dims should be {self.fusion_channels} or unset where patch_embed is off"
+            raise ValueError(msg)
+        return self
+
 
 class RgbdOptim(Section):
     """Adam, decay by epoch, frozen parts, losses."""
@@ -152,7 +174,7 @@ class RgbdPredict(PredictConfig):
         False, description="stretch each written map to 0..255, as published map folders are"
     )
     tables: list[Literal["csv", "md", "tex"]] = Field(
-        default_factory=lambda: ["csv", "md", "tex"],
+        ["csv", "md", "tex"],
         description="formats of the table over methods and data sets",
     )
 

@@ -1,0 +1,189 @@
+"""GL-DMNet: its first position fusion and a whole training step, beside the plain form.
+
+The plain form makes every map of the paper's equations, with the same modules and weights. Of
+each form the rows tell the time and, in the columns of memory, the megabytes (MB) that the forward
+pass saves for the backward pass: every tensor storage once, parameters left out. The case of the
+step names parameters and multiply-adds of one image with all four maps, the products of the
+transformer's attention included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.benchmarks.harness import (
+    Form,
+    Row,
+    device_name,
+    interleaved,
+    quantile,
+    ratios,
+    versions,
+)
+
+TASK = "rgbd_sod"
+QUICK = {"backbone": "small", "width": 8, "fusion_channels": (16, 32, 40, 64), "input_size": 64}
+LAMBDAS = (0.8, 0.6, 0.4, 0.2)
+
+
+def part(name: str) -> ModuleType:
+    """A module of the task's folder, which is where the registry's entry points."""
+    from zoo import registry  # needs YAML and pydantic, which benchmarks of blocks do without
+
+    folder = (registry.built(TASK)[1].code or "").partition(":")[0].rpartition(".")[0]
+    return import_module(f"{folder}.{name}")
+
+
+def saved_megabytes(loss: Callable[[], Tensor], model: nn.Module) -> float:
+    """Megabytes of storages that `loss` keeps for its gradient, parameters of `model` left out."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        result = loss()
+    total = sum(kept.values()) / 1e6
+    del result
+    return total
+
+
+def multiply_adds(forward: Callable[[], Any]) -> float:
+    """Multiply-adds (10^9) of a forward pass: convolutions and all matrix products.
+
+    The counter knows no fused attention on the CPU, so that is written out while it counts.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import zoo.kernels.flops  # noqa: F401 (registers their counts)
+
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        forward()
+    return float(counter.get_total_flops() / 2e9)
+
+
+def rows_of(
+    case: str,
+    mode: str,
+    forms: Mapping[str, Form],
+    saved: Mapping[str, float],
+    device: torch.device,
+    rounds: int,
+) -> list[Row]:
+    """Times forms in turn; `saved` goes into the columns of memory."""
+    times = interleaved(forms, device, rounds, warmups=1)
+    speed, plain = ratios(times), next(iter(forms))
+    return [
+        Row(
+            TASK,
+            case,
+            name,
+            mode,
+            device_name(device),
+            quantile(own, 0.5),
+            quantile(own, 0.1),
+            quantile(own, 0.9),
+            speed[name],
+            saved[name],
+            saved[name] / saved[plain],
+            versions=versions(),
+        )
+        for name, own in times.items()
+    ]
+
+
+def position_fusion(model: nn.Module, side: int, device: torch.device, rounds: int) -> list[Row]:
+    """Rows of the first stage's position fusion, from reduced maps to its result."""
+    stage: Any = model.fusion[0]  # type: ignore[index]  # a list of modules
+    channels = stage.reduce_rgb.first.shape[0]
+    maps = [torch.randn(1, channels, side, side, device=device).relu_() for _ in range(2)]
+    maps = [x.requires_grad_() for x in maps]
+    plain = partial(part("plain").by_position, stage, *maps)
+    own = partial(stage.by_position, *maps)
+
+    def forward(run: Callable[[], Tensor]) -> None:
+        with torch.no_grad():
+            run()
+
+    def both(run: Callable[[], Tensor]) -> None:
+        torch.autograd.backward(run().sum())
+
+    runs = {"plain": plain, "zoo": own}
+    saved = {name: saved_megabytes(run, stage) for name, run in runs.items()}
+    case = f"PMF stage 1, {channels} x {side} x {side}, MB saved"
+    found = []
+    for mode, how in (("fwd", forward), ("fwd+bwd", both)):
+        forms = {name: partial(how, run) for name, run in runs.items()}
+        found += rows_of(case, mode, forms, saved, device, rounds)
+    stage.zero_grad(set_to_none=True)
+    return found
+
+
+def training_step(
+    model: nn.Module, side: int, batch: int, device: torch.device, rounds: int
+) -> list[Row]:
+    """Rows of a whole step: forward, loss, backward, Adam."""
+    rgb = torch.randn(batch, 3, side, side, device=device)
+    depth = torch.rand(batch, 1, side, side, device=device)
+    mask = (torch.rand(batch, 1, side, side, device=device) > 0.8).float()
+    forward, losses = part("plain").forward, part("losses").deep_supervision
+
+    def plain() -> Tensor:
+        loss: Tensor = part("plain").bce_iou(forward(model, rgb, depth), mask, LAMBDAS)
+        return loss
+
+    def own() -> Tensor:
+        loss: Tensor = losses(model(rgb, depth), mask, "bce+iou", LAMBDAS)["loss"]
+        return loss
+
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def step(loss: Callable[[], Tensor]) -> None:
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss())
+        optimiser.step()
+
+    model.train()
+    runs = {"plain": plain, "zoo": own}
+    saved = {name: saved_megabytes(run, model) for name, run in runs.items()}
+    model.eval()
+    one = rgb[:1], depth[:1], True
+    work = [multiply_adds(partial(form, *one)) for form in (partial(forward, model), model)]
+    model.train()
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    case = (
+        f"training step, {batch} x {side} x {side}, MB saved; {size:.2f} M parameters, "
+        f"{work[0]:.2f} GMAC plain, {work[1]:.2f} ours"
+    )
+    forms = {name: partial(step, run) for name, run in runs.items()}
+    return rows_of(case, "fwd+bwd", forms, saved, device, rounds)
+
+
+def run(device: torch.device, quick: bool = False) -> list[Row]:
+    """Times both forms.
+
+    Args:
+        device: Where to run.
+        quick: A small network on small images, and fewer rounds.
+    """
+    torch.manual_seed(0)
+    settings = part("config").RgbdModel(**(QUICK if quick else {}))
+    model: nn.Module = part("model").build_model(settings).to(device)
+    side, cuda = settings.input_size, device.type == "cuda"
+    rounds = 20 if cuda else 3 if quick else 7
+    found = position_fusion(model, side // 4, device, rounds)
+    batch = 4 if cuda or quick else 2
+    return found + training_step(model, side, batch, device, rounds if cuda else 3)
