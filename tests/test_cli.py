@@ -239,8 +239,9 @@ def test_check_tells_leakage(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_prepare_of_a_task_that_reads_files_as_they_are(zoo: Zoo, tmp_path: Path) -> None:
-    assert "needs out=DIR" in one_line("data", "prepare", TASK)
-    assert "nothing to prepare" in one_line("data", "prepare", TASK, f"out={tmp_path / 'x'}")
+    assert "needs out=DIR" in one_line("data", "prepare", "task=rgbd_sod")
+    told = one_line("data", "prepare", "task=rgbd_sod", f"out={tmp_path / 'x'}")
+    assert "nothing to prepare" in told
     assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoo.benchmarks.rgbd_sod import saved_megabytes
+from zoo.benchmarks.costs import saved_megabytes
 from zoo.domains.saliency.rgbd_sod import plain
 from zoo.domains.saliency.rgbd_sod.blocks import ConvPair, joined_conv, scaled_conv, upsample
 from zoo.domains.saliency.rgbd_sod.fusion import ChannelGate, DualMutualLearning, SpatialGate

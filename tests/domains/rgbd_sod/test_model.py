@@ -10,7 +10,7 @@ from torchvision.models import resnet18, resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 
 from zoo import registry
-from zoo.benchmarks.rgbd_sod import multiply_adds, saved_megabytes
+from zoo.benchmarks.costs import multiply_adds, saved_megabytes
 from zoo.domains.saliency.rgbd_sod import plain
 from zoo.domains.saliency.rgbd_sod.config import RgbdModel
 from zoo.domains.saliency.rgbd_sod.decoder import CascadeDecoder

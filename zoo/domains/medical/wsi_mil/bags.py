@@ -36,11 +36,20 @@ _SETTINGS = {
     "level0_magnification": "level0_magnification",
     "target_magnification": "target_magnification",
     "magnification": "target_magnification",
+    "target_mpp": "target_mpp",
     "mpp": "mpp",
+    "given_mpp": "given_mpp",
+    "contour_fn": "contour_fn",
+    "use_padding": "use_padding",
+    "min_patches": "min_patches",
     "encoder": "encoder",
     "encoder_name": "encoder",
     "patch_encoder": "encoder",
 }
+_ENCODER = ("weights", "sha256", "size", "mean", "std", "options")
+_TISSUE = ("sthresh", "mthresh", "close", "use_otsu", "a_t", "a_h", "max_n_holes", "level")
+_SETTINGS |= {f"encoder_{k}": f"encoder_{k}" for k in _ENCODER}
+_SETTINGS |= {f"seg_{k}": f"seg_{k}" for k in (*_TISSUE, "fallback")}
 _SAMPLED_ROWS = 8
 
 

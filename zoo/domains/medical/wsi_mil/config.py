@@ -10,9 +10,93 @@ from pydantic import Field, field_validator
 from zoo.config import BaseConfig, DataConfig, PredictConfig, Section
 
 
+class WsiTiles(Section):
+    """Which tiles `zoo data prepare` takes from a slide, and how it works."""
+
+    patch_size: int = Field(256, ge=8, description="side of a tile in pixels of the resolution")
+    overlap: int = Field(0, ge=0, description="pixels that neighbouring tiles share, likewise")
+    magnification: float = Field(20, gt=0, description="resolution of the tiles, 20 for 20x")
+    target_mpp: float | None = Field(
+        None, gt=0, description="micrometres per pixel of the tiles, in place of magnification"
+    )
+    level: int | None = Field(
+        None, ge=0, description="pyramid level, whatever its resolution, in place of magnification"
+    )
+    contour_fn: Literal["four_pt", "four_pt_hard", "center", "basic"] = Field(
+        "four_pt", description="points of a tile that must lie on tissue, as in CLAM"
+    )
+    use_padding: bool = Field(True, description="tiles may run past the slide's edge")
+    min_patches: int = Field(
+        1, ge=1, description="tiles an outline must give to count; ACMIL's script wants 2"
+    )
+    input_size: int | None = Field(
+        None, ge=16, description="side in pixels the encoder is given; none: the encoder's own"
+    )
+    mean: tuple[float, float, float] | None = Field(
+        None, description="RGB mean in [0, 1] of the encoder's input; none: the encoder's own"
+    )
+    std: tuple[float, float, float] | None = Field(
+        None, description="RGB deviation of the encoder's input; none: the encoder's own"
+    )
+    batch_size: int = Field(64, ge=1, description="tiles encoded at a time")
+    workers: int | None = Field(
+        None, ge=0, description="reading processes; none: one a core, 8 at most; 0: no extra ones"
+    )
+    precision: Literal["float16", "float32"] = Field(
+        "float32", description="features as stored; float16 halves the files"
+    )
+    outlines: bool = Field(True, description="write a small picture of tissue and tiles a slide")
+
+
+class WsiTissue(Section):
+    """How tissue is told from background, by CLAM's method; areas in squares of 512 pixels."""
+
+    preset: Literal["acmil", "bwh_biopsy", "bwh_resection", "tcga"] = Field(
+        "acmil", description="CLAM's or ACMIL's numbers, which single values below replace"
+    )
+    sthresh: int | None = Field(
+        None, ge=0, le=254, description="saturation of 0 to 255 above which a pixel is tissue"
+    )
+    mthresh: int | None = Field(None, ge=1, description="side of the median filter, odd, in pixels")
+    close: int | None = Field(None, ge=0, description="side of the closing, in pixels; 0: none")
+    use_otsu: bool | None = Field(None, description="Otsu's threshold in place of sthresh")
+    a_t: float | None = Field(None, ge=0, description="least area of tissue, in squares")
+    a_h: float | None = Field(None, ge=0, description="least area of a hole, in squares")
+    max_n_holes: int | None = Field(None, ge=0, description="largest holes kept of an outline")
+    seg_level: int | None = Field(
+        None, ge=-1, description="level that is segmented; -1: the one 64 times smaller"
+    )
+    fallback: bool = Field(True, description="accept smaller tissue where none is large enough")
+
+    @field_validator("mthresh", mode="after")
+    @classmethod
+    def _odd(cls, value: int | None) -> int | None:
+        if value is not None and value % 2 == 0:
+            msg = "should be odd"
+            raise ValueError(msg)
+        return value
+
+
 class WsiData(DataConfig):
     """Where bags, labels and splits are, and how they are divided when no split is given."""
 
+    slides: Path | None = Field(
+        None, description="slide file or folder for zoo data prepare; none: the sample slides"
+    )
+    mpp: float | None = Field(
+        None, gt=0, description="micrometres per level-0 pixel of slides that do not state them"
+    )
+    encoder: str = Field(
+        "resnet50", description="tile encoder: resnet50 (CLAM's), stats, or a timm model's name"
+    )
+    encoder_weights: Path | None = Field(
+        None, description="file of the encoder's weights; none: the published ones, downloaded"
+    )
+    encoder_options: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of a timm model, as init_values"
+    )
+    tiles: WsiTiles = Field(default_factory=WsiTiles, description="tiles of a slide")
+    tissue: WsiTissue = Field(default_factory=WsiTissue, description="tissue on a slide")
     layout: Literal["auto", "acmil", "clam", "trident", "tensors", "table"] = Field(
         "auto", description="file layout; auto: recognised from what is in data.root"
     )
@@ -32,6 +116,9 @@ class WsiData(DataConfig):
         None, ge=0, description="which split file of a folder, or which of data.folds"
     )
     folds: int = Field(0, ge=0, description="folds by patient of zoo cv; 0: as the splits say")
+    leave_one_group_out: bool = Field(
+        False, description="one fold of zoo cv a patient (data.patient_column), in sorted order"
+    )
     val_fraction: float = Field(
         0.15, ge=0, lt=1, description="share of patients held out for selection; 0: none"
     )
@@ -54,13 +141,36 @@ class WsiData(DataConfig):
     patient_column: str | None = Field(
         None, description="column of patients; none: case_id or patient, else the slide itself"
     )
+    annotations: Path | None = Field(
+        None, description="folder of outlines, <slide>.xml (ASAP) or <slide>.geojson (QuPath)"
+    )
+    annotation_rule: Literal["centre", "share"] = Field(
+        "centre",
+        description="a patch is lesion if its centre is inside an outline, or half of its area",
+    )
+    lesion_classes: list[str] | None = Field(
+        None, description="classes or groups of outlines that are lesion; none: all but holes"
+    )
+    hole_classes: list[str] | None = Field(
+        None, description="classes or groups that cut out; none: _2, exclusion, normal, hole …"
+    )
+    patch_size_level0: int | None = Field(
+        None,
+        ge=1,
+        description="edge of a patch in level-0 pixels where features do not say; none: grid step",
+    )
     standardise: bool = Field(
         False, description="subtract mean and divide by deviation of the training instances"
     )
     shots: int | None = Field(None, ge=1, description="training slides a class; none: all")
     in_memory: bool = Field(True, description="keep bags in memory after the first reading")
 
-    @field_validator("classes", mode="before")
+    @field_validator("encoder_options", mode="after")
+    @classmethod
+    def _numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {k: _number(v) for k, v in value.items()}
+
+    @field_validator("classes", "lesion_classes", "hole_classes", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         return [_text(v) for v in value] if isinstance(value, list) else value
@@ -69,6 +179,14 @@ class WsiData(DataConfig):
     @classmethod
     def _pairs(cls, value: Any) -> Any:
         return {_text(k): _text(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _number(value: Any) -> Any:
+    """`1e-5`, which YAML reads as text, as the number that is meant."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _text(value: Any) -> Any:
@@ -116,6 +234,44 @@ class WsiPredict(PredictConfig):
 
     format: Literal["h5", "csv", "both"] = Field(
         "both", description="format of the per-instance attention files"
+    )
+    slides: Path | None = Field(
+        None, description="folder of the slides that feature files were made of, for pictures"
+    )
+    encoder: str | None = Field(
+        None, description="tile encoder of slides; none: the one the training features name"
+    )
+    features: Path | None = Field(
+        None, description="folder that keeps the features made of slides; none: not kept"
+    )
+    annotations: Path | None = Field(
+        None, description="folder of outlines to draw, <slide>.xml (ASAP) or .geojson (QuPath)"
+    )
+    heatmap: Literal["percentile", "official", "none"] = Field(
+        "percentile",
+        description="colours: rank within the slide, or attention times N clipped at 1 as in ACMIL",
+    )
+    heatmap_zoom: float = Field(
+        1.0, gt=0, le=1, description="factor on official colours; smaller shows more above average"
+    )
+    heatmap_branches: Literal["all", "mean"] = Field(
+        "all", description="draw every branch beside their mean, or the mean alone"
+    )
+    heatmap_size: int = Field(
+        700, ge=64, le=8000, description="longest side of the slide on the heat map, in pixels"
+    )
+    heatmap_alpha: float = Field(0.4, gt=0, le=1, description="weight of the colour on the slide")
+    colours: Literal["jet", "turbo", "viridis", "magma", "coolwarm"] = Field(
+        "jet", description="colour map of heat maps"
+    )
+    top_patches: int = Field(16, ge=0, le=100, description="patches on the contact sheet; 0: none")
+    geojson: Literal["detection", "annotation", "none"] = Field(
+        "detection", description="patches for QuPath as this kind of object; none: no file"
+    )
+    detection_radius: float = Field(
+        1.5,
+        gt=0,
+        description="FROC: a detection replaces weaker ones within this many patch edges",
     )
 
 

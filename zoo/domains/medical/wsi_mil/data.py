@@ -24,6 +24,13 @@ from zoo.data import ListSplit, fingerprint, leakage, stop_on_errors
 from zoo.domains.medical.wsi_mil.bags import Bag, BagFile, Peek
 from zoo.domains.medical.wsi_mil.config import Config
 from zoo.domains.medical.wsi_mil.layouts import candidates, open_source
+from zoo.domains.medical.wsi_mil.marks import Marking, Marks, check_annotations, marking
+from zoo.domains.medical.wsi_mil.prediction import (
+    Extracted,
+    extract_slides,
+    slides_at,
+    slides_named,
+)
 from zoo.domains.medical.wsi_mil.survey import (
     Survey,
     common_settings,
@@ -50,7 +57,7 @@ __all__ = [
 ]
 
 # Extraction settings that a trained model depends on.
-_MODEL_DEPENDS = ("encoder", "target_magnification", "patch_size")
+_MODEL_DEPENDS = ("encoder", "target_magnification", "target_mpp", "patch_size")
 # Bags are kept in memory only while this share of the machine's memory stays free.
 _KEEP_FREE = 0.1
 
@@ -69,6 +76,8 @@ class WsiSplit(ListSplit):
         batch_size: Bags a batch.
         shuffle: Random order, for training; a smaller last batch is then dropped.
         kept: Bags by slide name that were read already and need not be read again.
+        marking: Where annotations are, if there are any.
+        slides: Slide name -> slide file, where it is known.
 
     Attributes:
         width: Features F of an instance.
@@ -91,6 +100,8 @@ class WsiSplit(ListSplit):
         batch_size: int = 1,
         shuffle: bool = False,
         kept: Mapping[str, Bag] | None = None,
+        marking: Marking | None = None,
+        slides: Mapping[str, Path] | None = None,
     ) -> None:
         seen = [peeks[bag.id] for bag in bags]
         digest = fingerprint(
@@ -115,10 +126,28 @@ class WsiSplit(ListSplit):
         self.notes: list[str] = []
         have = kept or {}
         self._kept = {i: have[bag.id] for i, bag in enumerate(bags) if bag.id in have}
+        self.marking = marking
+        self.slides = dict(slides or {})
+        self._marks: dict[int, Marks | None] = {}
+        # Files of features made for this split, which go when it goes.
+        self.folder: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the bags in memory, which would be copied into every worker."""
-        return self.__dict__ | {"_kept": {}}
+        return self.__dict__ | {"_kept": {}, "folder": None}
+
+    def marks(self, index: int, bag: Bag) -> Marks | None:
+        """What the annotation of bag `index` says of its patches; None without one.
+
+        Raises:
+            DataError: The annotation is damaged; the message names it.
+        """
+        if self.marking is None:
+            return None
+        if index not in self._marks:
+            settings = self.peeks[index].settings
+            self._marks[index] = self.marking.marks(self.ids[index], bag.coords, settings)
+        return self._marks[index]
 
     def bag(self, index: int) -> Bag:
         """Bag `index` as stored, from memory if it was kept.
@@ -145,18 +174,26 @@ class WsiSplit(ListSplit):
 
         Returns:
             `features` (N, F) float32; `coords` (N, 2) int64 level-0 pixels or None; `instances`
-            (N,) int64 or None; `label` int, -1 if unknown; `id`; `group`; `settings`, the
-            extraction settings, among them `patch_size_level0` in level-0 pixels if known.
+            (N,) int64 or None, as stored or else from the annotation; `marks`, what the
+            annotation says, or None; `slide`, the slide file or None; `label` int, -1 if unknown;
+            `id`; `group`; `settings`, the extraction settings, among them `patch_size_level0` in
+            level-0 pixels if known.
 
         Raises:
             DataError: As `bag`.
         """
         bag = self.bag(index)
+        marks = self.marks(index, bag)
+        instances = bag.instances
+        if instances is None and marks is not None:
+            instances = marks.labels
         return {
             # A copy: what is done to a batch must not reach the bag kept in memory.
             "features": torch.from_numpy(bag.features.astype(np.float32)),
             "coords": _tensor(bag.coords),
-            "instances": _tensor(bag.instances),
+            "instances": _tensor(instances),
+            "marks": marks,
+            "slide": self.slides.get(self.ids[index]),
             "label": self.labels[index],
             "id": self.ids[index],
             "group": self.groups[index],
@@ -169,7 +206,8 @@ class WsiSplit(ListSplit):
         Returns:
             `features` (sum of N, F) float32; `cu_seqlens` (B + 1,) int32, where bag b takes rows
             `cu_seqlens[b]` to `cu_seqlens[b + 1]`; `labels` (B,) int64; lists of B entries
-            `ids`, `groups`, `coords`, `instances`, `settings`.
+            `ids`, `groups`, `coords`, `instances`, `marks`, `slides`, `settings`; and
+            `classes`, the class names.
         """
         sizes = torch.tensor([0] + [len(item["features"]) for item in items])
         return {
@@ -180,6 +218,9 @@ class WsiSplit(ListSplit):
             "groups": [item["group"] for item in items],
             "coords": [item["coords"] for item in items],
             "instances": [item["instances"] for item in items],
+            "marks": [item["marks"] for item in items],
+            "slides": [item["slide"] for item in items],
+            "classes": self.classes,
             "settings": [item["settings"] for item in items],
         }
 
@@ -212,6 +253,11 @@ def open_splits(config: Config, found: Survey | None = None) -> dict[str, WsiSpl
 
 def _splits(config: Config, found: Survey) -> dict[str, WsiSplit]:
     splits = {}
+    settled = config.data
+    marks = None
+    if settled.annotations is not None:
+        known = slides_named(found.source.bags, settled.slides)
+        marks = marking(config, settled.annotations, known)
     for part, slides in found.parts.names.items():
         split = WsiSplit(
             [found.source.bags[s] for s in slides],
@@ -224,6 +270,7 @@ def _splits(config: Config, found: Survey) -> dict[str, WsiSplit]:
             batch_size=config.trainer.batch_size,
             shuffle=part == "train",
             kept=found.kept,
+            marking=marks,
         )
         if found.skipped:
             split.notes.append(f"{len(found.skipped)} slides of the data set were skipped")
@@ -254,6 +301,10 @@ def check(config: Config, deep: bool = True, found: Survey | None = None) -> lis
     except DataError as error:
         return [Finding("error", str(error))]
     findings = [*found.findings, *leakage(splits), *describe(found)]
+    marks = next((split.marking for split in splits.values()), None)
+    if marks is not None:
+        used = [slide for split in splits.values() for slide in split.ids]
+        findings += check_annotations(marks, used, config.data.on_error == "skip")
     rank = {"error": 0, "warning": 1, "info": 2}
     return sorted(findings, key=lambda f: rank[f.level])
 
@@ -304,17 +355,24 @@ def instance_statistics(split: WsiSplit) -> tuple[np.ndarray, np.ndarray]:
 
 
 def inputs(
-    paths: Sequence[Path], facts: Facts, *, batch_size: int = 1, skip: bool = False
+    paths: Sequence[Path],
+    facts: Facts,
+    *,
+    batch_size: int = 1,
+    skip: bool = False,
+    config: Config | None = None,
 ) -> WsiSplit:
-    """Slides to predict on: feature files, folders of them, an ACMIL file, tables.
+    """Slides to predict on: feature files, folders of them, an ACMIL file, tables, or slides.
 
-    Labels stored with the features are used where the model knows them; none are needed.
+    Slides get features here, made as those of the training were. Labels stored with the features
+    are used where the model knows them; none are needed.
 
     Args:
         paths: Files and folders in any layout the adapter reads.
         facts: Of the trained model: `width`, `classes`, `merge`, `extraction`.
         batch_size: Bags a batch.
         skip: Leave out what is broken, with a note, instead of stopping.
+        config: Settings of slides and of what is drawn: `data` and `predict`; None: the defaults.
 
     Returns:
         A split whose `notes` say what was skipped and where the slides differ from what the model
@@ -324,13 +382,15 @@ def inputs(
         DataError: A path holds no features, two slides have one name, a file is broken, or the
             features do not have the width the model was trained on.
     """
-    bags: dict[str, BagFile] = {}
-    for path in paths:
-        for bag in _bags_at(Path(path)):
-            if bag.id in bags:
-                msg = f"{bag.where}: slide '{bag.id}' is also in {bags[bag.id].where}"
-                raise DataError(msg)
-            bags[bag.id] = bag
+    config = config or Config(task="wsi_mil", preset="paper")
+    bags, slides = _found_at(paths)
+    known = slides | slides_named(bags, config.predict.slides)
+    marks = marking(config, config.predict.annotations, known)
+    # Before the slides are read, which takes its time.
+    told = check_annotations(marks, [*bags, *slides], skip) if marks else []
+    stop_on_errors(told)
+    made = extract_slides(slides, facts, config) if slides else Extracted({})
+    bags |= made.bags
     kept: dict[str, Bag] = {}
     peeks, broken = _fitting(bags, facts, kept)
     if not (skip and peeks):
@@ -348,8 +408,14 @@ def inputs(
         in_memory=False,
         batch_size=batch_size,
         kept=kept,
+        marking=marks,
+        slides={name: known[name] for name in names if name in known},
     )
-    split.notes = [f"skipped {finding.line()}" for finding in broken.values()]
+    split.folder = made.folder
+    split.notes = [*made.skipped, *(f"skipped {finding.line()}" for finding in broken.values())]
+    split.notes += [finding.line() for finding in told if finding.level == "warning"]
+    if config.predict.slides is not None and not split.slides:
+        split.notes.append(f"predict.slides={config.predict.slides}: no slide of these names")
     split.notes += _differences(split, facts.get("extraction", {}))
     return split
 
@@ -372,12 +438,33 @@ def _fitting(
     return peeks, broken
 
 
+def _found_at(paths: Sequence[Path]) -> tuple[dict[str, BagFile], dict[str, Path]]:
+    """Features at the paths, and slides where there are none; each slide once."""
+    bags: dict[str, BagFile] = {}
+    slides: dict[str, Path] = {}
+    where: dict[str, str] = {}
+    for path in map(Path, paths):
+        features = {bag.id: bag for bag in _bags_at(path)}
+        pixels = {} if features else slides_at(path)
+        if not features and not pixels:
+            msg = (
+                f"{path}: no features found, and no slide; expected .h5, .pt, csv, a slide file, "
+                "or a folder of them"
+            )
+            raise DataError(msg)
+        places = {n: b.where for n, b in features.items()} | {n: str(p) for n, p in pixels.items()}
+        for name, place in places.items():
+            if name in where:
+                msg = f"{place}: slide '{name}' is also in {where[name]}"
+                raise DataError(msg)
+            where[name] = place
+        bags |= features
+        slides |= pixels
+    return bags, slides
+
+
 def _bags_at(path: Path) -> Iterable[BagFile]:
-    found = candidates(path)
-    if not found:
-        msg = f"{path}: no features found; expected .h5, .pt, csv, or a folder of them"
-        raise DataError(msg)
-    for layout, place in found:
+    for layout, place in candidates(path):
         yield from open_source(layout, place).bags.values()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -18,9 +19,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-# Part of the cache key: raise it whenever what is written changes.
-VERSION = 1
+from zoo.domains.medical.wsi_mil import sample_slides
 
+# Part of the cache key: raise it whenever what is written changes.
+VERSION = 2
+
+_BAGS = 1  # stands for what the bags hold in their seed; slides beside them change nothing
 WIDTH = 32
 TILE = 512
 CLASSES = ("normal_tissue", "tumor_tissue")
@@ -79,7 +83,7 @@ def slides(seed: int = 0, parts: dict[str, int] | None = None) -> list[Slide]:
         seed: Seeds everything.
         parts: Slides a split; 64 train, 16 val and 60 test by default.
     """
-    rng = np.random.default_rng([seed, VERSION])
+    rng = np.random.default_rng([seed, _BAGS])
     clusters = _clusters(rng)
     made: list[Slide] = []
     patient = 0
@@ -111,7 +115,8 @@ def write(out: Path, seed: int = 0, defects: bool = False) -> None:
 
     Written are `features/h5_files/<slide>.h5` (`features`, `coords` with attributes, and the
     instance `labels`), `features/pt_files/<slide>.pt` for the first slides,
-    `dataset_csv/sample.csv` and `splits/sample/splits_0.csv` with its boolean table.
+    `dataset_csv/sample.csv` and `splits/sample/splits_0.csv` with its boolean table; and, where
+    tifffile is installed, `slides` for `zoo data prepare`, see `sample_slides`.
 
     Args:
         out: Folder; it is made if need be.
@@ -119,6 +124,8 @@ def write(out: Path, seed: int = 0, defects: bool = False) -> None:
         defects: Add slides named `defect_…` that each have one of the faults found in practice.
     """
     write_clam(out, slides(seed))
+    if find_spec("tifffile") is not None:
+        sample_slides.write(out / sample_slides.FOLDER, seed, defects)
     if defects:
         _write_defects(out)
 

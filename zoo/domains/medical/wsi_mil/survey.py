@@ -30,7 +30,14 @@ from zoo.task import Finding
 
 T = TypeVar("T")
 # Differences in these mean that slides were extracted in different ways.
-_MUST_AGREE = ("encoder", "target_magnification", "patch_size", "patch_level", "overlap")
+_MUST_AGREE = (
+    "encoder",
+    "target_magnification",
+    "target_mpp",
+    "patch_size",
+    "patch_level",
+    "overlap",
+)
 # Bytes of bags that are read whole before a training, so that a value that is not finite is told
 # while nothing has been written; what was read stays in memory. Larger data sets take too long.
 _READ_FIRST = 2 * 2**30

@@ -220,17 +220,24 @@ def read_parts(data: WsiData, labels: Labels, known: Container[str]) -> Parts | 
     """The division the data set comes with, None if one has to be drawn.
 
     Args:
-        data: `splits`, `fold` and `split_seed` choose the file; with `folds` there is none.
+        data: `splits`, `fold` and `split_seed` choose the file; with `folds` or
+            `leave_one_group_out` there is none.
         labels: A split column in the label table serves when there is no split file.
         known: Slides with features or a label; ids in split files are matched against it.
 
     Raises:
         DataError: The split file is missing, unreadable, unsafe, or has no training slides.
     """
-    if data.folds:
-        if data.splits is not None:
-            msg = "data.splits and data.folds exclude one another; drop one of them"
-            raise DataError(msg)
+    given = {
+        "data.splits": data.splits is not None,
+        "data.folds": data.folds > 0,
+        "data.leave_one_group_out": data.leave_one_group_out,
+    }
+    chosen = [key for key, there in given.items() if there]
+    if len(chosen) > 1:
+        msg = f"{' and '.join(chosen)} exclude one another; drop one of them"
+        raise DataError(msg)
+    if data.folds or data.leave_one_group_out:
         return None
     place = _splits_place(data)
     if place is not None:
@@ -391,10 +398,12 @@ def _choose(folder: Path, data: WsiData) -> Path:
 def draw(labels: Mapping[str, int], patients: Mapping[str, str], data: WsiData) -> Parts:
     """Divide slides by patient, stratified by class: k folds or one division, by `split_seed`.
 
+    With `leave_one_group_out` the test set of fold k is the k-th patient by name.
+
     Args:
         labels: Slide -> class index.
         patients: Slide -> patient.
-        data: `folds`, `fold`, `val_fraction`, `test_fraction`, `split_seed`.
+        data: `folds`, `leave_one_group_out`, `fold`, `val_fraction`, `test_fraction`, `split_seed`.
 
     Raises:
         DataError: There are too few patients, or the fold does not exist.
@@ -409,7 +418,7 @@ def draw(labels: Mapping[str, int], patients: Mapping[str, str], data: WsiData) 
             "data.splits or set data.val_fraction=0"
         )
         raise DataError(msg)
-    if data.folds:
+    if data.folds or data.leave_one_group_out:
         parts = _fold(index, groups, data)
     else:
         inside = 1 - data.test_fraction
@@ -432,6 +441,12 @@ def draw(labels: Mapping[str, int], patients: Mapping[str, str], data: WsiData) 
 def _fold(labels: Sequence[int], groups: Sequence[str], data: WsiData) -> dict[str, list[int]]:
     """Item indices of train, val and test with one fold as test."""
     fold = data.fold or 0
+    if data.leave_one_group_out:
+        names = sorted(set(groups))
+        if fold >= len(names):
+            msg = f"data.fold={fold} is not among the groups 0 to {len(names) - 1}, one a fold"
+            raise DataError(msg)
+        return _around([i for i, g in enumerate(groups) if g == names[fold]], labels, groups, data)
     if data.folds < 2:
         msg = f"data.folds={data.folds} is no cross-validation; set at least 2, or 0 for none"
         raise DataError(msg)
@@ -439,12 +454,20 @@ def _fold(labels: Sequence[int], groups: Sequence[str], data: WsiData) -> dict[s
         msg = f"data.fold={fold} is not among the folds 0 to {data.folds - 1} of data.folds"
         raise DataError(msg)
     test = group_folds(labels, groups, data.folds, data.split_seed)[fold]
+    return _around(test, labels, groups, data)
+
+
+def _around(
+    test: Sequence[int], labels: Sequence[int], groups: Sequence[str], data: WsiData
+) -> dict[str, list[int]]:
+    """Train and val of what is not test."""
     rest = sorted(set(range(len(labels))) - set(test))
     shares = {"train": 1 - data.val_fraction, "val": data.val_fraction}
     inner = stratified_parts(
         [labels[i] for i in rest], [groups[i] for i in rest], shares, data.split_seed
     )
-    return {part: [rest[i] for i in members] for part, members in inner.items()} | {"test": test}
+    parts = {part: [rest[i] for i in members] for part, members in inner.items()}
+    return parts | {"test": list(test)}
 
 
 def few(slides: Sequence[str], labels: Mapping[str, int], shots: int, seed: int) -> list[str]:

@@ -12,16 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from zoo.domains.medical.wsi_mil import data, figures, sample
-from zoo.domains.medical.wsi_mil.attention import write_attention
 from zoo.domains.medical.wsi_mil.config import Config
 from zoo.domains.medical.wsi_mil.convert import convert_official
+from zoo.domains.medical.wsi_mil.localisation import (
+    froc_figure,
+    froc_metrics,
+    froc_table,
+    lesion_froc,
+)
 from zoo.domains.medical.wsi_mil.losses import mil_losses
+from zoo.domains.medical.wsi_mil.marks import patch_side
 from zoo.domains.medical.wsi_mil.metrics import (
     instance_auc,
     instances_for_share,
     slide_metrics,
 )
 from zoo.domains.medical.wsi_mil.model import MilOutput, build_model, default_inner
+from zoo.domains.medical.wsi_mil.outputs import write_outputs
 from zoo.domains.medical.wsi_mil.parts import HEADS
 from zoo.domains.medical.wsi_mil.schedule import lr_factor
 from zoo.domains.medical.wsi_mil.survey import Survey, survey
@@ -117,9 +124,22 @@ class WsiMil(Task[Config]):
             return [Finding("error", str(error))]
         return data.check(self._settled(), found=found)
 
+    def prepare(self, out: Path, shard: int, shards: int) -> None:
+        """Features of `data.slides`, or of the sample slides; see `prepare`."""
+        from zoo.domains.medical.wsi_mil import prepare, sample_slides
+
+        config = self.config
+        if config.data.slides is None and config.data.root is None:
+            place = sample_slides.folder_in(self.root())
+            slides = config.data.model_copy(update={"slides": place})
+            config = config.model_copy(update={"data": slides})
+        prepare.prepare(out, config, shard, shards)
+
     def folds(self) -> list[dict[str, str]]:
-        """One training a fold by patient (`data.folds`) or a split file."""
+        """One training a patient (`data.leave_one_group_out`), a fold, or a split file."""
         settled = self._settled().data
+        if settled.leave_one_group_out:
+            return [{"data.fold": str(n)} for n in range(len(set(self._survey().groups.values())))]
         numbers: Iterable[int] = (
             range(settled.folds) if settled.folds else data.available_folds(settled)
         )
@@ -224,6 +244,7 @@ class WsiMil(Task[Config]):
         weights = branches.mean(0)
         label = int(batch["labels"][i])
         coords, planted = batch["coords"][i], batch["instances"][i]
+        marks, settings = batch["marks"][i], batch["settings"][i]
         values: dict[str, np.ndarray] = {
             "probabilities": probabilities.astype(np.float64),
             "label": np.array(label),
@@ -238,18 +259,25 @@ class WsiMil(Task[Config]):
         if coords is not None:
             coords = coords.cpu().numpy()
             values["coords"] = coords.astype(np.int32)
+            side = patch_side(coords, settings, self.config.data.patch_size_level0)
+            values["side"] = np.array(side)
+        if marks is not None:
+            values["lesion"] = marks.lesion.astype(np.int16)
+            values["lesions"] = np.array(marks.lesions)
         if planted is not None:
             annotated = planted.cpu().numpy()
             values["annotated"] = annotated.astype(np.int8)
             values["instance_auc"] = np.array(instance_auc(weights, annotated))
-        settings = batch["settings"][i]
         write = partial(
-            write_attention,
+            write_outputs,
             name=name,
             branches=branches,
             coords=coords,
             settings=settings,
-            formats=self.config.predict.format,
+            prediction=_in_words(probabilities, batch["classes"]),
+            slide=batch["slides"][i],
+            marks=marks,
+            config=self.config,
         )
         return Record(name, batch["groups"][i], values, write)
 
@@ -264,6 +292,9 @@ class WsiMil(Task[Config]):
         found = [float(r.values["instance_auc"]) for r in records if "instance_auc" in r.values]
         if not np.all(np.isnan(found)):
             metrics["instance_auc"] = float(np.nanmean(found))
+        curve = lesion_froc(records, self.config.predict.detection_radius)
+        if curve is not None:
+            metrics |= froc_metrics(curve)
         chosen = self.config.optim.select
         if "+" in chosen:
             metrics[chosen.replace("+", "_plus_")] = sum(metrics[k] for k in chosen.split("+"))
@@ -283,13 +314,16 @@ class WsiMil(Task[Config]):
         )
 
     def figures(self, records: Sequence[Record], facts: Facts) -> Iterable[tuple[str, Figure]]:
-        """ROC, confusion matrix, attention concentration, attention over coords."""
-        return figures.all_figures(records, _classes(records, facts))
+        """ROC, confusion matrix, attention concentration, attention over coords, FROC."""
+        yield from figures.all_figures(records, _classes(records, facts))
+        curve = lesion_froc(records, self.config.predict.detection_radius)
+        if curve is not None:
+            yield "froc", froc_figure(curve)
 
     def tables(
         self, records: Sequence[Record], facts: Facts
     ) -> Iterable[tuple[str, list[dict[str, Any]]]]:
-        """Slides and recall a class."""
+        """Slides and recall a class; lesions found, where there are annotations."""
         labels = np.array([r.values["label"] for r in records])
         guesses = np.array([r.values["probabilities"].argmax() for r in records])
         rows = []
@@ -305,13 +339,16 @@ class WsiMil(Task[Config]):
                 }
             )
         yield "Classes", rows
+        curve = lesion_froc(records, self.config.predict.detection_radius)
+        if curve is not None:
+            yield froc_table(curve)
 
     # -- use ------------------------------------------------------------------------------------
 
     def inputs(self, paths: Sequence[Path], facts: Facts) -> Split:
-        """Bags in any layout the adapter reads."""
+        """Bags in any layout the adapter reads, and slides, whose features are made here."""
         skip = self.config.data.on_error == "skip"
-        return cast("Split", data.inputs(paths, facts, skip=skip))
+        return cast("Split", data.inputs(paths, facts, skip=skip, config=self.config))
 
     def rows(self, records: Sequence[Record], facts: Facts) -> list[dict[str, Any]]:
         """Label, probabilities and how many instances hold 90 % of the attention."""
@@ -347,6 +384,13 @@ class WsiMil(Task[Config]):
     def convert(self, state: Mapping[str, Tensor]) -> Conversion:
         """An ACMIL or ABMIL checkpoint of the official code."""
         return convert_official(state)[1]
+
+
+def _in_words(probabilities: np.ndarray, classes: Sequence[str]) -> str:
+    """The class with the largest probability, as pictures tell it."""
+    best = int(probabilities.argmax())
+    name = str(classes[best])[:40] if classes else f"class {best}"
+    return f"predicted {name} {probabilities[best]:.2f}"
 
 
 def _classes(records: Sequence[Record], facts: Facts) -> list[str]:
