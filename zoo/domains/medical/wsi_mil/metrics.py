@@ -7,7 +7,6 @@ the data leave undefined (one class only, no slide) is NaN, never a guess.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
