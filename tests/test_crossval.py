@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.running import good, only_run, run_zoo
-from zoo import crossval, evaluation
+from zoo import checkpoint, crossval, evaluation
 from zoo.errors import TrainingError
 from zoo.runs import Run
 
@@ -126,3 +126,12 @@ def test_the_same_item_in_two_folds_is_not_pooled(out: Path) -> None:
     assert set(parent.results()) == {
         f"test/{m}_{s}" for m in ("accuracy", "loss") for s in ("mean", "std")
     }
+
+
+def test_what_one_fold_settled_is_no_fact_of_the_pool(out: Path) -> None:
+    words = ["task=stub_alternating", "trainer.batch_size=4", "trainer.epochs=1"]
+    good("train", *words, f"out={out}", NO_TRACKING)
+    run = only_run(out)
+    assert "threshold" in checkpoint.best(run.checkpoints).meta["facts"]
+    assert run.info["settled"] == ["threshold"]
+    assert "threshold" not in crossval._facts_of(run)

@@ -187,7 +187,8 @@ def _summarise(
 
 def _main(results: Mapping[str, float], end: str) -> dict[str, float]:
     if end:
-        return {k.removesuffix(end): v for k, v in results.items() if k.endswith(end)}
+        stems = {k: k.removesuffix(end) for k in results if k.endswith(end)}
+        return {stem: results[k] for k, stem in stems.items() if stem.startswith("test")}
     return {k: v for k, v in results.items() if k.startswith("pooled/")}
 
 
@@ -225,8 +226,11 @@ def _pooled(
 
 
 def _facts_of(run: Run) -> dict[str, Any]:
-    """The facts a finished run stored with its weights."""
+    """The facts a finished run learnt from its training data.
+
+    What it settled on its own validation split (an operating point) is not true of other folds.
+    """
     from zoo import checkpoint
 
     facts: dict[str, Any] = checkpoint.best(run.checkpoints).meta["facts"]
-    return facts
+    return {k: v for k, v in facts.items() if k not in run.info.get("settled", ())}

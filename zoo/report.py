@@ -63,7 +63,7 @@ def number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     if isinstance(value, int):
-        return f"{value:,}"
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)  # a year is no 2,011
     return f"{value:.4g}"
 
 
@@ -79,7 +79,9 @@ def _results(run: Run) -> list[dict[str, Any]]:
         ):
             continue
         low, high = intervals.get(name, (None, None))
-        shown = stem if stem == name or f"{stem}_std" not in values else f"{stem}, mean"
+        averaged = stem != name and f"{stem}_std" in values  # rmse_county_mean is no average
+        stem = stem if averaged else name
+        shown = f"{stem}, mean" if averaged else name
         rows.append(
             {
                 "name": shown,

@@ -346,12 +346,15 @@ def _settle(task: Task[Any], trainer: Trainer, best: Path) -> None:
         trainer.splits["val"],
         workers=workers_for(trainer.trainer),
     )
-    settled = trainer.facts | task.settle(records, trainer.facts)
+    chosen = task.settle(records, trainer.facts)
+    settled = trainer.facts | chosen
     if (
         trainer.fabric.is_global_zero
         and settled != checkpoint.load(best, weights_only=True).meta["facts"]
     ):
         checkpoint.amend(best, settled)
+    if trainer.fabric.is_global_zero:
+        trainer.run.update(settled=sorted(chosen))
     trainer.facts = settled
 
 

@@ -21,6 +21,7 @@ BLOCKS = {
 """Name of a block -> modules with `run(device, quick=False) -> list[Row]`."""
 
 TASKS = {
+    "crop_yield": ("zoo.benchmarks.crop_yield",),
     "medusa": ("zoo.benchmarks.medusa",),
     "reid-eval": ("zoo.benchmarks.rank_counts",),
     "rgbd_sod": ("zoo.benchmarks.rgbd_sod", "zoo.benchmarks.rgbd_sod_metrics"),

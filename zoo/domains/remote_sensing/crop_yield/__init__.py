@@ -1,0 +1,1 @@
+"""County crop yield from satellite time series: DFYP."""
