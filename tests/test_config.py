@@ -308,11 +308,17 @@ def test_every_choice_is_accepted_and_another_is_not(kind: type[BaseConfig]) -> 
     seen = 0
     for key, _, _ in keys(kind):
         for value in choices(kind, key):
-            flat = values(f"task={task}", f"{key}={value}")
-            assert str(flat[key]).lower() == value
+            try:
+                flat = values(f"task={task}", f"{key}={value}")
+            except ConfigError as error:
+                # It may contradict another setting of the preset, but is no wrong word itself.
+                assert not str(error).startswith(f"{key}="), str(error)
+                continue
+            found = flat[key][0] if isinstance(flat[key], list) else flat[key]
+            assert str(found).lower() == value.lower()
             seen += 1
         if choices(kind, key):
-            assert errors(f"task={task}", f"{key}=no_such_choice")[0].startswith(f"{key}=")
+            assert errors(f"task={task}", f"{key}=no_such_choice")[0].startswith(key)
     assert seen > 5
 
 

@@ -178,6 +178,11 @@ class RgbdPredict(PredictConfig):
         description="formats of the table over methods and data sets",
     )
 
+    @field_validator("tables", mode="before")
+    @classmethod
+    def _one_table(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
 
 class Config(BaseConfig):
     """All settings of `rgbd_sod`."""
