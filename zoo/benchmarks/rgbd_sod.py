@@ -72,11 +72,13 @@ def rows_of(
     ]
 
 
-def position_fusion(model: nn.Module, side: int, device: torch.device, rounds: int) -> list[Row]:
+def position_fusion(
+    model: nn.Module, side: int, batch: int, device: torch.device, rounds: int
+) -> list[Row]:
     """Rows of the first stage's position fusion, from reduced maps to its result."""
     stage: Any = model.fusion[0]  # type: ignore[index]  # a list of modules
     channels = stage.reduce_rgb.first.shape[0]
-    maps = [torch.randn(1, channels, side, side, device=device).relu_() for _ in range(2)]
+    maps = [torch.randn(batch, channels, side, side, device=device).relu_() for _ in range(2)]
     maps = [x.requires_grad_() for x in maps]
     plain = partial(part("plain").by_position, stage, *maps)
     own = partial(stage.by_position, *maps)
@@ -90,7 +92,7 @@ def position_fusion(model: nn.Module, side: int, device: torch.device, rounds: i
 
     runs = {"plain": plain, "zoo": own}
     saved = {name: saved_megabytes(run, stage) for name, run in runs.items()}
-    case = f"PMF stage 1, {channels} x {side} x {side}, MB saved"
+    case = f"PMF stage 1, {batch} x {channels} x {side} x {side}, MB saved"
     found = []
     for mode, how in (("fwd", forward), ("fwd+bwd", both)):
         forms = {name: partial(how, run) for name, run in runs.items()}
@@ -151,6 +153,6 @@ def run(device: torch.device, quick: bool = False) -> list[Row]:
     model: nn.Module = part("model").build_model(settings).to(device)
     side, cuda = settings.input_size, device.type == "cuda"
     rounds = 20 if cuda else 3 if quick else 7
-    found = position_fusion(model, side // 4, device, rounds)
     batch = 4 if cuda or quick else 2
+    found = position_fusion(model, side // 4, batch, device, rounds)
     return found + training_step(model, side, batch, device, rounds if cuda else 3)
