@@ -23,7 +23,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 HEAVY = {"torch", "mlflow", "pandas", "matplotlib", "sklearn", "lightning_fabric", "timm"}
 # What a domain may take from outside of itself.
 SHARED = {"zoo.task", "zoo.data", "zoo.kernels", "zoo.errors", "zoo.config", "zoo.files"}
-SHARED |= {"zoo.privacy", "zoo.intervals", "zoo.augmentation"}
+SHARED |= {"zoo.privacy", "zoo.intervals", "zoo.augmentation", "zoo.hdf5"}
 
 
 @cache

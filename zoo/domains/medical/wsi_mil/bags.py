@@ -11,8 +11,7 @@ import hashlib
 import pickle
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from zoo.errors import DataError
+from zoo.hdf5 import holds, opened
 
 FEATURES = ("features", "feat")
 INSTANCES = ("labels", "patch_labels")
@@ -198,7 +198,7 @@ class H5Bag(BagFile):
     def _node(self, file: h5py.File) -> h5py.Group:
         if not self.group:
             return file
-        if not _hard(file, self.group, self.where) or not isinstance(file[self.group], h5py.Group):
+        if not holds(file, self.group, self.where) or not isinstance(file[self.group], h5py.Group):
             msg = f"{self.path}: no group '{self.group}'"
             raise DataError(msg)
         return file[self.group]
@@ -319,27 +319,6 @@ class TableBag(BagFile):
         return self.bag_label
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file open for reading; a failure inside the block names the file.
-
-    Raises:
-        DataError: The file is missing, truncated or not HDF5.
-    """
-    if not path.is_file():
-        msg = f"{path}: no such file"
-        raise DataError(msg)
-    try:
-        # Locks fail on many network file systems and guard nothing here: we only read.
-        with h5py.File(path, "r", locking="best-effort") as file:
-            yield file
-    except DataError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-        msg = f"{path}: cannot be read as HDF5 ({reason(error)}); copy it again or extract it anew"
-        raise DataError(msg) from None
-
-
 def reason(error: BaseException) -> str:
     """The first line of an error's text, kept short."""
     lines = str(error).strip().splitlines()
@@ -372,22 +351,9 @@ def plain_label(value: Any) -> str:
     return str(int(float(text))) if re.fullmatch(r"-?(0|[1-9]\d*)(\.0*)?", text) else text
 
 
-def _hard(node: h5py.Group, name: str, where: str) -> bool:
-    """Whether `name` is stored in the node itself; a link elsewhere is refused."""
-    key = name.encode()
-    if not node.id.links.exists(key):  # unlike `in`, also true of a link that leads nowhere
-        return False
-    kind = node.id.links.get_info(key).type
-    if kind != h5py.h5l.TYPE_HARD:
-        told = "an external link" if kind == h5py.h5l.TYPE_EXTERNAL else "a soft link"
-        msg = f"{where}: '{name}' is {told}; only data stored in the file itself are read"
-        raise DataError(msg)
-    return True
-
-
 def _dataset(node: h5py.Group, name: str, where: str) -> h5py.Dataset | None:
     """A numeric data set stored in the file itself, None if there is none of that name."""
-    if not _hard(node, name, where):
+    if not holds(node, name, where):
         return None
     found = node[name]
     if not isinstance(found, h5py.Dataset):

@@ -22,11 +22,11 @@ from zoo.domains.medical.wsi_mil.bags import (
     H5Bag,
     TableBag,
     TensorBag,
-    opened,
     plain_label,
 )
 from zoo.domains.medical.wsi_mil.config import WsiData
 from zoo.errors import DataError
+from zoo.hdf5 import opened
 
 ID_COLUMNS = ("slide_id", "slide", "bag_id", "bag", "bag_name", "image_id", "name", "id")
 LABEL_COLUMNS = ("label", "class", "target")

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from zoo.domains.remote_sensing.crop_yield.cropnet import padded_fips
 from zoo.errors import DataError
+from zoo.hdf5 import holds, opened
 
 
 @dataclass(frozen=True)
@@ -168,45 +168,10 @@ def read(shot: Shot, window: tuple[int, int, int, int]) -> np.ndarray:
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file open for reading; a failure inside of the block names the file.
-
-    Raises:
-        DataError: The file is missing, truncated or not HDF5.
-    """
-    if not path.is_file():
-        msg = f"{path}: no such file"
-        raise DataError(msg)
-    try:
-        # Many network file systems have no locks, and nothing is written here.
-        with h5py.File(path, "r", locking="best-effort") as file:
-            yield file
-    except DataError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        msg = f"{path}: cannot be read as HDF5 ({lines[0][:160]}); fetch it again"
-        raise DataError(msg) from None
-
-
-def _own(node: h5py.Group, name: str, where: str) -> bool:
-    """Whether `name` is stored in this very file; links to elsewhere are refused."""
-    key = name.encode()
-    if not node.id.links.exists(key):
-        return False
-    kind = node.id.links.get_info(key).type
-    if kind != h5py.h5l.TYPE_HARD:
-        told = "an external link" if kind == h5py.h5l.TYPE_EXTERNAL else "a soft link"
-        msg = f"{where}: '{name}' is {told}; only what the file itself holds is read"
-        raise DataError(msg)
-    return True
-
-
 def _county(file: h5py.File, fips: str, path: Path) -> str:
     """The name of a county's group, which may have lost its leading zero."""
     for name in (fips, fips.lstrip("0")):
-        if _own(file, name, str(path)):
+        if holds(file, name, str(path)):
             return name
     have = len(file)
     msg = f"{path}: county '{fips}' is not among the {have} counties in it"
@@ -214,7 +179,7 @@ def _county(file: h5py.File, fips: str, path: Path) -> str:
 
 
 def _group(node: h5py.Group, name: str, where: str) -> h5py.Group:
-    if not _own(node, name, where) or not isinstance(node[name], h5py.Group):
+    if not holds(node, name, where) or not isinstance(node[name], h5py.Group):
         msg = f"{where}: no group '{name}'"
         raise DataError(msg)
     return node[name]
@@ -223,7 +188,7 @@ def _group(node: h5py.Group, name: str, where: str) -> h5py.Group:
 def _numbers(file: h5py.File, shot: Shot, name: str) -> h5py.Dataset | None:
     """A numeric data set of a date, stored in the file itself."""
     node = _group(_group(file, shot.group, str(shot.file)), shot.date, str(shot.file))
-    if not _own(node, name, shot.where):
+    if not holds(node, name, shot.where):
         return None
     found = node[name]
     if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "fiu":
