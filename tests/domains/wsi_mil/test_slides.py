@@ -236,7 +236,7 @@ def deep_png(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "spoil", "word"),
     [
-        ("a.svs", text_file, "neither OpenSlide nor PIL"),
+        ("a.svs", text_file, "damaged or cut off, copy it again"),
         ("a.png", text_file, "cannot be read as an image"),
         ("a.tif", truncated_pyramid, "copy it again"),
         ("a.jpg", truncated_jpeg, "copy it again"),
@@ -271,6 +271,17 @@ def test_other_files_are_no_slides(tmp_path: Path, pyramid: Path) -> None:
     text_file(tmp_path / "._b.svs")
     assert is_slide(pyramid)
     assert not any(is_slide(tmp_path / n) for n in ("a.tif", "labels.csv", "._b.svs", "gone.tif"))
+
+
+@pytest.mark.parametrize("name", ["cut.svs", "cut.tif", "cut.jpg", "empty.png"])
+def test_a_damaged_slide_still_counts_as_one(name: str, tmp_path: Path) -> None:
+    """Passed over in silence it would be missing from the features without a word."""
+    begins = {".svs": b"II*\0", ".tif": b"MM\0*", ".jpg": b"\xff\xd8\xff", ".png": b""}
+    path = tmp_path / name
+    path.write_bytes(begins[path.suffix])
+    assert is_slide(path)
+    with pytest.raises(DataError, match=name):
+        open_slide(path)
 
 
 def test_a_missing_package_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
