@@ -130,6 +130,10 @@ def test_eval_of_the_run_gives_the_numbers_of_the_training(
     good("eval", f"weights={each.run.path}", f"predict.out={tmp_path / 'eval'}")
     again = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert again == each.run.results()
+    several = {k.partition("/")[0] for k in again}
+    assert (tmp_path / "eval" / "splits.csv").exists() == (len(several) > 1)
+    if each.name == "stub_testsets":
+        assert all((tmp_path / "eval" / name / "all.txt").read_text() for name in several)
     result = run_zoo("eval", f"weights={each.run.path}", "--split", "exam")
     assert result.code == 2
     assert "no such split" in result.err
@@ -150,6 +154,8 @@ def test_predict_reads_files_and_writes_one_row_each(
     assert len(rows) == len(as_json) == (32 if each.name == "stub_years" else 1)
     assert [r["id"] for r in as_json] == rows["id"].tolist()
     assert (folder / "NOTICE.txt").exists() == (each.name == "stub_bags")
+    if each.name == "stub_testsets":
+        assert (folder / "all.txt").read_text().splitlines() == rows["id"].tolist()
 
 
 def test_runs_and_compare_show_a_second_run(each: Trained, stubs: None) -> None:

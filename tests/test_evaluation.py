@@ -85,3 +85,18 @@ def test_figures_are_drawn_and_closed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [p.name for p in made] == ["test_a_roc.png", "test_a_maps.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in made)
     assert plt.get_fignums() == before
+
+
+def test_several_test_splits_stand_side_by_side(tmp_path: Path) -> None:
+    results = {"test_a/auc": 0.5, "test_a/loss": float("nan"), "test_b/auc": 0.25}
+    csv, markdown = evaluation.write_splits(tmp_path, results)
+    table = pd.read_csv(csv, index_col="split")
+    assert table.loc["test_b", "auc"] == 0.25
+    assert table["loss"].isna().all()
+    assert markdown.read_text().splitlines()[0] == "| split | auc | loss |"
+    assert "| test_a | 0.5 |  |" in markdown.read_text()
+
+
+def test_one_split_makes_no_table(tmp_path: Path) -> None:
+    assert evaluation.write_splits(tmp_path, {"test/auc": 0.5}) == []
+    assert list(tmp_path.iterdir()) == []

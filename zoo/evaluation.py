@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -188,6 +189,35 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     return str(value)
+
+
+def write_splits(folder: Path, results: Mapping[str, float]) -> list[Path]:
+    """Write the metrics of several test splits side by side, as splits.csv and splits.md.
+
+    Args:
+        folder: Where they go.
+        results: `<split>/<metric>` -> value.
+
+    Returns:
+        The files; none where there is one split only, which has nothing to stand beside.
+    """
+    table: dict[str, dict[str, float]] = {}
+    for key, value in results.items():
+        split, _, metric = key.partition("/")
+        table.setdefault(split, {})[metric] = value
+    if len(table) < 2:
+        return []
+    names = list(dict.fromkeys(m for metrics in table.values() for m in metrics))
+    head = ["split", *names]
+    rows = [[split, *(m.get(n, math.nan) for n in names)] for split, m in table.items()]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for split, *values in rows:
+        shown = ["" if math.isnan(v) else f"{v:.4g}" for v in values]
+        lines.append("| " + " | ".join([str(split), *shown]) + " |")
+    files.write_text(folder / "splits.md", "\n".join(lines) + "\n")
+    plain = [",".join(head), *(",".join(str(v) for v in row) for row in rows)]
+    files.write_text(folder / "splits.csv", "\n".join(plain) + "\n")
+    return [folder / "splits.csv", folder / "splits.md"]
 
 
 def save_figures(

@@ -22,6 +22,7 @@ from zoo.training import opened, trained
 
 def _loaded(pairs: Sequence[str]) -> tuple[Task[Any], Fabric, Any, Facts]:
     task, found, facts = trained(pairs)
+    task.serving = True
     fabric = launch(task.config)
     reseed(task.config.seed)
     model = fabric.setup_module(task.model(facts))
@@ -57,8 +58,10 @@ def evaluate_run(
     for name in names:
         outcome = _over(task, fabric, model, splits[name], facts, None, reporter)
         rows += evaluation.write_outcome(task, name, outcome, facts, out)
+        task.finish(outcome.records, facts, out / name)
         results |= {f"{name}/{k}": v for k, v in outcome.metrics.items()}
     files.write_json(out / "metrics.json", results)
+    evaluation.write_splits(out, results)
     return rows, out
 
 
@@ -131,11 +134,12 @@ def predict_paths(
         raise DataError(msg)
     rows = task.rows(records, facts)
     evaluation.write_predictions(out, rows)
+    written += task.finish(records, facts, out)
     if task.medical:
         files.write_text(out / "NOTICE.txt", "Research software. Not for diagnosis.\n")
         reporter.say("Research software. Not for diagnosis.")
     if written:
-        reporter.say(f"{len(written)} dense outputs")
+        reporter.say(f"{len(written)} further files")
     for line in task.remarks(records, facts):
         reporter.say(line)
     return rows, out

@@ -202,11 +202,14 @@ class Task(ABC, Generic[C]):
         medical: Whether outputs carry the note "not for diagnosis".
         sample_version: Raised whenever `write_sample` writes something else; names the cached
             sample data set.
+        serving: True in `zoo eval` and `zoo predict`, where the weights rest and what they gave
+            may be kept; False in a training.
     """
 
     monitor: ClassVar[tuple[str, Literal["max", "min"]] | None]
     medical: ClassVar[bool] = False
     sample_version: ClassVar[int] = 1
+    serving: bool = False
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -345,6 +348,22 @@ class Task(ABC, Generic[C]):
 
     def remarks(self, records: Sequence[Record], facts: Facts) -> Sequence[str]:
         """Lines told after a prediction: what a user should know of all of it at once."""
+        return ()
+
+    def finish(self, records: Sequence[Record], facts: Facts, out: Path) -> Sequence[Path]:
+        """Write what takes all records of a split at once: rank lists, a map of all counties.
+
+        Called by `zoo predict`, and by `zoo eval` for each split, after the predictions of each
+        record were written.
+
+        Args:
+            records: All of them, in the order of the split.
+            facts: Those stored with the weights.
+            out: Folder of these predictions; it exists.
+
+        Returns:
+            The files written.
+        """
         return ()
 
     def methods(self, predictions: Path) -> Mapping[str, Path]:

@@ -331,6 +331,7 @@ def _finish(task: Task[Any], trainer: Trainer, run: Run, reporter: Reporter) -> 
         skipped=trainer.at.skipped,
         parameters=parameters_of(trainer.model),
     )
+    evaluation.write_splits(run.path, results)
     page = report.write(run, task)
     reporter.say(f"report {page}")
 

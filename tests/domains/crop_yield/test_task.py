@@ -374,7 +374,7 @@ def test_predictions_go_to_geojson_once(root: Path, tmp_path: Path) -> None:
     split = task.inputs([root], facts)
     records = records_of(task, model, split)
     assert not any("truth" in r.values for r in records)
-    assert [r.write(tmp_path) for r in records if r.write] == [[]] * len(records)
+    assert list(task.finish(records, facts, tmp_path)) == [tmp_path / "predictions.geojson"]
     told = task.remarks(records, facts)
     body = json.loads((tmp_path / "predictions.geojson").read_text())
     assert len(body["features"]) == len(records) == 8
@@ -383,6 +383,7 @@ def test_predictions_go_to_geojson_once(root: Path, tmp_path: Path) -> None:
     assert "8 counties, 0 with an outline" in told[0]
     off = task_of(root, "predict.geojson=false")
     off.model(facts)
+    assert off.finish(records, facts, tmp_path / "off") == ()
     assert off.remarks(records, facts) == []
 
 

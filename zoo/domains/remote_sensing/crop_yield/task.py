@@ -63,7 +63,6 @@ class CropYield(Task[Config]):
         self._ridge: Ridge | None = None
         self._season: Tensor | None = None
         self._places: list[Path] = []
-        self._dense: Path | None = None
 
     # -- data -----------------------------------------------------------------------------------
 
@@ -200,13 +199,8 @@ class CropYield(Task[Config]):
         for i, name in enumerate(batch["id"]):
             mine = {k: np.array(v[i]) for k, v in values.items()}
             mine |= self._named(batch, i) | self._yields(found[i], batch, i)
-            made.append(Record(name, str(batch["fips"][i]), mine, self._remember))
+            made.append(Record(name, str(batch["fips"][i]), mine))
         return made
-
-    def _remember(self, folder: Path) -> list[Path]:
-        """Note where dense outputs go: all counties make one GeoJSON, written in `remarks`."""
-        self._dense = folder
-        return []
 
     def _yields(self, found: Tensor, batch: Batch, i: int) -> dict[str, np.ndarray]:
         if self.config.data.sensor == "modis":
@@ -317,13 +311,21 @@ class CropYield(Task[Config]):
         """One row a county and year, units in the names of the columns."""
         return outputs.prediction_rows(records)
 
+    def finish(self, records: Sequence[Record], facts: Facts, out: Path) -> Sequence[Path]:
+        """All counties as one GeoJSON."""
+        if not self.config.predict.geojson:
+            return ()
+        path = out / _PREDICTIONS
+        write_geojson(path, outputs.prediction_rows(records), self._outlines(records))
+        return [path]
+
     def remarks(self, records: Sequence[Record], facts: Facts) -> Sequence[str]:
-        """Where the GeoJSON is, whether the model beats the baselines, what years it knows."""
+        """How many counties have an outline, whether the model beats the baselines, known years."""
         told = []
-        if self._dense is not None and self.config.predict.geojson:
-            path = self._dense / _PREDICTIONS
-            drawn = write_geojson(path, outputs.prediction_rows(records), self._outlines(records))
-            told.append(f"{path}: {len(records)} counties, {drawn} with an outline")
+        if self.config.predict.geojson:
+            places = {str(r.values["fips"]) for r in records}
+            drawn = sum(bool(self._outlines(records).get(fips)) for fips in places)
+            told.append(f"{_PREDICTIONS}: {len(places)} counties, {drawn} with an outline")
         scored = outputs.with_truth(records)
         if scored:
             told.append(outputs.verdict(scored))
