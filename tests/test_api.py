@@ -34,12 +34,12 @@ def test_load_gives_the_trained_model(zoo: Zoo, out: Path) -> None:
 
 def test_bench_times_forms_and_refuses_what_is_not_there(zoo: Zoo, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    assert zoo("bench", "rank_counts", "--quick", "--json", file).code == 0
-    assert '"block": "rank_counts"' in file.read_text().splitlines()[0]
-    wrong = zoo("bench", "rank_count")
+    assert zoo("bench", "channel_attention", "--quick", "--json", file).code == 0
+    assert '"block": "channel_attention"' in file.read_text().splitlines()[0]
+    wrong = zoo("bench", "channel_atention")
     assert wrong.code == 2
-    assert "no benchmark 'rank_count'" in wrong.err
+    assert "no benchmark 'channel_atention'" in wrong.err
     if not torch.cuda.is_available():
-        absent = zoo("bench", "rank_counts", "--device", "cuda")
+        absent = zoo("bench", "channel_attention", "--device", "cuda")
         assert absent.code == 2
         assert "no CUDA device" in absent.err

@@ -209,13 +209,14 @@ def write_splits(folder: Path, results: Mapping[str, float]) -> list[Path]:
         return []
     names = list(dict.fromkeys(m for metrics in table.values() for m in metrics))
     head = ["split", *names]
-    rows = [[split, *(m.get(n, math.nan) for n in names)] for split, m in table.items()]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for split, *values in rows:
+    plain = [",".join(head)]
+    for split, metrics in table.items():
+        values = [metrics.get(n, math.nan) for n in names]
         shown = ["" if math.isnan(v) else f"{v:.4g}" for v in values]
-        lines.append("| " + " | ".join([str(split), *shown]) + " |")
+        lines.append("| " + " | ".join([split, *shown]) + " |")
+        plain.append(",".join([split, *(str(v) for v in values)]))
     files.write_text(folder / "splits.md", "\n".join(lines) + "\n")
-    plain = [",".join(head), *(",".join(str(v) for v in row) for row in rows)]
     files.write_text(folder / "splits.csv", "\n".join(plain) + "\n")
     return [folder / "splits.csv", folder / "splits.md"]
 

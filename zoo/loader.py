@@ -103,13 +103,17 @@ class Feed:
         return self._count
 
     def __iter__(self) -> Iterator[tuple[list[str], Batch | None]]:
+        stream = iter(self._loader)
         try:
-            for names, batch, broken in self._loader:
+            for names, batch, broken in stream:
                 self.skipped.extend(broken)
                 yield names, batch
         except DataError as error:
             # Workers hand errors over with their traceback as text; only the line is for users.
             raise DataError(_last_line(str(error))) from error
+        finally:
+            # Left to the garbage collector, each worker is waited for in vain for five seconds.
+            getattr(stream, "_shutdown_workers", lambda: None)()
 
 
 def _last_line(text: str) -> str:
