@@ -86,8 +86,8 @@ def refused() -> str:
             ["tasks.mine.scores.0.command"],
         ),
         (
-            {"weights": {"w": {"urls": [], "format": "zip", "licence": "MIT", "source": "s"}}},
-            ["tasks.mine.weights.w.urls", "tasks.mine.weights.w.format"],
+            {"weights": {"w": {"urls": ["u"], "format": "zip", "licence": "MIT", "source": "s"}}},
+            ["tasks.mine.weights.w.summary", "tasks.mine.weights.w.format"],
         ),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",

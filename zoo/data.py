@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ import pandas as pd
 from filelock import FileLock
 
 from zoo.errors import DataError
+from zoo.files import cache_dir as cache_dir  # adapters know it by this place
 from zoo.task import Batch, Finding, Split
 
 # One stream a purpose, so that the order and the items of an epoch never share numbers.
@@ -254,15 +254,6 @@ def stop_on_errors(findings: Sequence[Finding]) -> None:
     if errors:
         more = f"\n… and {len(errors) - 10} more; `zoo data check` lists all" * (len(errors) > 10)
         raise DataError("\n".join(errors[:10]) + more)
-
-
-def cache_dir() -> Path:
-    """The zoo's cache: `ZOO_CACHE`, else `~/.cache/zoo` (or below `XDG_CACHE_HOME`)."""
-    own = os.environ.get("ZOO_CACHE")
-    if own:
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "zoo"
 
 
 def written_once(folder: Path, write: Callable[[Path], None]) -> Path:

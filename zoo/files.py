@@ -16,6 +16,15 @@ from typing import Any
 from zoo.errors import ZooError
 
 
+def cache_dir() -> Path:
+    """The zoo's cache: `ZOO_CACHE`, else `~/.cache/zoo` (or below `XDG_CACHE_HOME`)."""
+    own = os.environ.get("ZOO_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "zoo"
+
+
 def sync(path: Path) -> None:
     """Force a file's or folder's content to the disk."""
     fd = os.open(path, os.O_RDONLY)

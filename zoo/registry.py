@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from zoo.errors import ConfigError
 
@@ -63,16 +70,37 @@ class Score(_Entry):
 
 
 class Weights(_Entry):
-    """Weights that can be pulled."""
+    """Weights that can be pulled, or that a person has to fetch."""
 
-    urls: list[str] = Field(min_length=1)
-    sha256: str | None = None
-    size: int | None = Field(default=None, description="bytes")
-    format: Literal["safetensors", "pth", "npz"]
+    summary: str
+    urls: list[str] = Field(default_factory=list)
+    by_hand: str = Field(default="", description="what the user must do where no address serves")
+    file: str = Field(default="", description="file name; none: that of the first address")
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,64}$")] | None = Field(
+        default=None, description="all of it, or its first digits where only those are published"
+    )
+    size: int | None = Field(default=None, gt=0, description="bytes")
+    format: Literal["safetensors", "pth", "npz", "hdf5", "folder"]
     licence: str
     source: str
+    use: str = Field(description="the key=value that takes the file")
     preset: str = "paper"
     scores: list[Score] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Weights:
+        if not self.urls and not self.by_hand:
+            msg = "needs urls, or by_hand with what the user must do"
+            raise ValueError(msg)
+        if not self.urls and not self.file:
+            msg = "needs file where there are no urls"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def filename(self) -> str:
+        """What the file is called."""
+        return self.file or self.urls[0].partition("@")[0].rpartition("/")[2]
 
 
 class TaskEntry(_Entry):
@@ -107,9 +135,11 @@ class TaskEntry(_Entry):
 class _Registry(_Entry):
     format: Literal[1]
     tasks: dict[Name, TaskEntry]
+    backbones: dict[Name, Weights] = Field(default_factory=dict)
 
 
-def _read(path: Path) -> dict[str, TaskEntry]:
+@lru_cache(maxsize=4)
+def _parsed(path: Path) -> _Registry:
     """Read and validate one registry file.
 
     Raises:
@@ -125,7 +155,7 @@ def _read(path: Path) -> dict[str, TaskEntry]:
         msg = f"registry {path}: not valid YAML ({' '.join(str(error).split())})"
         raise ConfigError(msg) from error
     try:
-        parsed = _Registry.model_validate(raw)
+        return _Registry.model_validate(raw)
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(p) for p in e['loc']) or '(top level)'}: {e['msg']}"
@@ -133,7 +163,11 @@ def _read(path: Path) -> dict[str, TaskEntry]:
         ]
         msg = f"registry {path}: " + "; ".join(lines)
         raise ConfigError(msg) from error
-    return {k: v.model_copy(update={"folder": path.parent}) for k, v in parsed.tasks.items()}
+
+
+def _read(path: Path) -> dict[str, TaskEntry]:
+    tasks = _parsed(path).tasks
+    return {k: v.model_copy(update={"folder": path.parent}) for k, v in tasks.items()}
 
 
 @lru_cache(maxsize=4)
@@ -169,6 +203,15 @@ def _check_names(tasks: dict[str, TaskEntry]) -> None:
 def tasks() -> dict[str, TaskEntry]:
     """All tasks by name, the user's own from `ZOO_REGISTRY` included."""
     return dict(_load(os.environ.get("ZOO_REGISTRY") or None))
+
+
+def weights() -> dict[str, Weights]:
+    """All weights by name: `TASK/NAME`, and `backbone/NAME` for what several tasks start from."""
+    found = {f"{task}/{name}": w for task, e in tasks().items() for name, w in e.weights.items()}
+    extra = os.environ.get("ZOO_REGISTRY")
+    for path in (PATH, *([Path(extra).expanduser()] if extra else [])):
+        found |= {f"backbone/{name}": w for name, w in _parsed(path).backbones.items()}
+    return found
 
 
 def find(name: str) -> tuple[str, TaskEntry]:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from zoo._version import __version__
-from zoo.cli import bench, browse, complete, datasets, runs, train, use
+from zoo.cli import bench, browse, complete, datasets, runs, train, use, weights
 from zoo.errors import ZooError
 
 app = typer.Typer(
@@ -45,7 +45,7 @@ def _options(
     """Shared options; `--debug` is taken out of the words before they get here."""
 
 
-for module in (browse, datasets, train, use, runs, bench, complete):
+for module in (browse, datasets, train, use, runs, weights, bench, complete):
     module.register(app)
 
 

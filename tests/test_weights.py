@@ -1,0 +1,208 @@
+"""Published weights through the registry and the command line, in a cache of the test's own."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faulty import Script, server
+from tests.running import run_zoo
+from zoo import registry, weights
+from zoo.errors import WeightsError
+from zoo.files import sha256
+
+BODY = random.Random(3).randbytes(50_000)
+OTHER = random.Random(4).randbytes(50_000)
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script([BODY, OTHER])
+
+
+@pytest.fixture
+def store(tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A registry with a file on a server, one without address, and an empty cache."""
+    with server(script) as url:
+        body = {
+            "format": 1,
+            "tasks": {},
+            "backbones": {
+                "net": {
+                    "summary": "A net",
+                    "urls": [f"{url}/files/net.pth"],
+                    "format": "pth",
+                    "licence": "MIT",
+                    "source": "a server",
+                    "use": "model.weights=FILE",
+                },
+                "gated": {
+                    "summary": "A gated net",
+                    "by_hand": "ask its authors",
+                    "file": "gated.bin",
+                    "sha256": "0" * 64,
+                    "format": "pth",
+                    "licence": "on request",
+                    "source": "its authors",
+                    "use": "model.weights=FILE",
+                },
+            },
+        }
+        (tmp_path / "registry.yaml").write_text(json.dumps(body))
+        monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "registry.yaml"))
+        monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+        yield tmp_path / "cache"
+
+
+def test_every_entry_of_the_registry_is_complete() -> None:
+    known = registry.weights()
+    assert {"backbone/resnet50", "backbone/vit_base_16_jx", "backbone/pvt_v2_b2"} <= set(known)
+    for name, entry in known.items():
+        assert entry.licence, name
+        assert entry.source, name
+        assert "FILE" in entry.use, name
+        assert entry.filename, name
+        assert all(url.startswith(("https://", "hf:", "gdrive:")) for url in entry.urls), name
+
+
+def test_a_name_is_pulled_once(store: Path, script: Script) -> None:
+    first = weights.pull("backbone/net")
+    assert first.path.read_bytes() == BODY
+    assert first.path.name == "net.pth"
+    assert weights.pull("backbone/net").path == first.path
+    assert len(script.asked) == 1
+    assert [i.name for i in weights.everything()] == ["backbone/net"]
+
+
+def test_a_published_file_that_changed_is_told(store: Path, script: Script) -> None:
+    item = weights.pull("backbone/net")
+    item.path.unlink()
+    script.version = 1
+    with pytest.raises(WeightsError, match="the published file changed"):
+        weights.pull("backbone/net")
+    assert not (store / "weights" / weights.files.sha256(Path(__file__))).exists()
+    assert weights.everything() == []
+    script.version = 0
+    assert weights.pull("backbone/net").sha256 == item.sha256
+
+
+def test_what_nobody_serves_says_how_to_get_it(store: Path) -> None:
+    with pytest.raises(
+        WeightsError, match=r"ask its authors; then `zoo weights add backbone/gated"
+    ):
+        weights.pull("backbone/gated")
+
+
+def test_a_file_fetched_by_hand_must_be_the_right_one(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.pth"
+    file.write_bytes(BODY)
+    with pytest.raises(WeightsError, match="is not backbone/gated"):
+        weights.add("backbone/gated", file)
+    with pytest.raises(WeightsError, match="no such file"):
+        weights.add("mine", tmp_path / "absent")
+    item = weights.add("mine/net", file)
+    assert item.path.read_bytes() == BODY
+    assert weights.held("mine/net") == item
+    with pytest.raises(WeightsError, match="no weights 'backbone/nett'"):
+        weights.add("backbone/nett", file)
+
+
+def test_damage_is_found_by_verify_only_and_by_length_at_once(store: Path) -> None:
+    item = weights.pull("backbone/net")
+    item.path.write_bytes(OTHER)
+    assert [(i.name, sound) for i, sound in weights.verify()] == [("backbone/net", False)]
+    item.path.write_bytes(BODY[:-1])
+    assert weights.held("backbone/net") is None
+    assert weights.pull("backbone/net").path.read_bytes() == BODY
+    assert all(sound for _, sound in weights.verify(["backbone/net"]))
+
+
+def test_drop_keeps_what_another_name_has(store: Path, tmp_path: Path) -> None:
+    item = weights.pull("backbone/net")
+    copy = tmp_path / "net.pth"
+    copy.write_bytes(BODY)
+    assert weights.add("mine", copy).path == item.path
+    weights.drop("mine")
+    assert item.path.exists()
+    weights.drop("backbone/net")
+    assert not item.path.exists()
+    with pytest.raises(WeightsError, match="not in the cache"):
+        weights.drop("backbone/net")
+
+
+def test_a_bundle_moves_files_to_a_place_without_a_network(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = weights.pull("backbone/net")
+    bundle = tmp_path / "bundle.tar"
+    weights.export_bundle([], bundle)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("ZOO_OFFLINE", "1")
+    with pytest.raises(WeightsError, match="ZOO_OFFLINE is set"):
+        weights.pull("backbone/net")
+    (moved,) = weights.import_bundle(bundle)
+    assert moved.path.is_relative_to(tmp_path / "elsewhere")
+    assert (moved.name, moved.sha256) == (item.name, item.sha256)
+    assert weights.pull("backbone/net").path == moved.path
+
+
+def _bundle(path: Path, row: dict[str, object], members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        manifest = json.dumps({"format": 1, "weights": [row]}).encode()
+        for name, body in {"manifest.json": manifest, **members}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    return path
+
+
+@pytest.mark.parametrize("file", ["../x.pth", "/x.pth", "a/b.pth", "..", ""])
+def test_a_bundle_cannot_lead_out_of_the_cache(store: Path, tmp_path: Path, file: str) -> None:
+    row = {"name": "n", "file": file, "sha256": "a" * 64}
+    bundle = _bundle(tmp_path / "b.tar", row, {f"{'a' * 64}/{file}": b"x"})
+    with pytest.raises(WeightsError, match="manifest is missing or wrong"):
+        weights.import_bundle(bundle)
+    assert not (store / "weights").exists()
+
+
+def test_a_damaged_bundle_gives_nothing(store: Path, tmp_path: Path) -> None:
+    row = {"name": "n", "file": "x.pth", "sha256": "a" * 64}
+    bundle = _bundle(tmp_path / "b.tar", row, {f"{'a' * 64}/x.pth": b"x"})
+    with pytest.raises(WeightsError, match="is damaged"):
+        weights.import_bundle(bundle)
+    with pytest.raises(WeightsError, match="listed and not inside"):
+        weights.import_bundle(_bundle(tmp_path / "c.tar", row, {}))
+    (tmp_path / "d.tar").write_bytes(b"no tar")
+    with pytest.raises(WeightsError, match="cannot be read as a bundle"):
+        weights.import_bundle(tmp_path / "d.tar")
+    assert weights.everything() == []
+
+
+def test_the_commands(store: Path, tmp_path: Path) -> None:
+    pulled = run_zoo("pull", "backbone/net")
+    assert pulled.code == 0
+    path = Path(pulled.out.strip())
+    assert path.read_bytes() == BODY
+    assert f"use: model.weights={path}" in pulled.err
+    assert sha256(path) in pulled.err
+    rows = {r["name"]: r["state"] for r in json.loads(run_zoo("weights", "list", "--json").out)}
+    assert rows["backbone/net"] == "in the cache"
+    assert rows["backbone/gated"] == "fetch by hand"
+    assert rows["backbone/resnet50"] == "can be pulled"
+    assert run_zoo("weights", "verify").out.startswith("backbone/net: sound")
+    assert run_zoo("weights", "export", tmp_path / "b.tar").code == 0
+    assert run_zoo("weights", "drop", "backbone/net").code == 0
+    assert run_zoo("weights", "import", tmp_path / "b.tar").code == 0
+    path.write_bytes(OTHER)
+    damaged = run_zoo("weights", "verify")
+    assert damaged.code == 2
+    assert "backbone/net: damaged" in damaged.err
+    wrong = run_zoo("pull", "backbone/nett")
+    assert wrong.code == 2
+    assert "did you mean 'backbone/net'?" in wrong.err

@@ -1,0 +1,319 @@
+"""Published weights: what there is, fetched once, verified, moved to places without a network.
+
+The cache is `<ZOO_CACHE>/weights`: a folder a content (`<sha256>/<file>`) and, in `names`, a note a
+name that says which content it is. Names are `TASK/NAME` and `backbone/NAME` of the registry, and
+whatever a user adds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import shutil
+import tarfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from zoo import files, registry
+from zoo.download import Patience, Report, Source, fetch, locked, offline
+from zoo.errors import ConfigError, WeightsError
+from zoo.files import cache_dir
+
+_MANIFEST = "manifest.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Held:
+    """A file in the cache.
+
+    Attributes:
+        name: Its name.
+        path: Where it is.
+        sha256: Its hash.
+        size: Bytes.
+        when: Time of the download in seconds since 1970.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    size: int
+    when: float
+
+
+def home() -> Path:
+    """The folder of all weights."""
+    return cache_dir() / "weights"
+
+
+def find(name: str) -> tuple[str, registry.Weights]:
+    """The registry's entry of a name.
+
+    Raises:
+        WeightsError: There is none; the message has the nearest.
+    """
+    known = registry.weights()
+    task, _, rest = name.partition("/")
+    with contextlib.suppress(ConfigError):  # no such task: the nearest name is told below
+        name = f"{registry.find(task)[0]}/{rest}" if rest and task != "backbone" else name
+    if name in known:
+        return name, known[name]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4) or [
+        k for k in known if k.rpartition("/")[2] == name.rpartition("/")[2]
+    ]
+    hint = f"did you mean '{near[0]}'?" if near else "see `zoo weights list`"
+    msg = f"there are no weights '{name}'; {hint}"
+    raise WeightsError(msg)
+
+
+def held(name: str) -> Held | None:
+    """What the cache holds under a name, if its file is there in full length."""
+    try:
+        note = json.loads(_note(name).read_text())
+        path = home() / str(note["sha256"]) / str(note["file"])
+        size = path.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if size != note.get("size"):
+        return None
+    return Held(name, path, str(note["sha256"]), size, float(note.get("when", 0)))
+
+
+def pull(name: str, report: Report | None = None, patience: Patience | None = None) -> Held:
+    """The file of a name, from the cache or from where it is published.
+
+    Raises:
+        WeightsError: There is no such name, a person has to fetch it, no address gave the right
+            file, or the file is not the one that was pulled before.
+        ZooError: The disk is full.
+    """
+    name, entry = find(name)
+    have = held(name)
+    if have is not None and _fits(entry, have.sha256):
+        return have
+    if not entry.urls:
+        raise WeightsError(_by_hand(name, entry))
+    if offline():
+        msg = f"{name} is not in the cache and ZOO_OFFLINE is set; `zoo weights import` brings it"
+        raise WeightsError(msg)
+    source = Source(name, entry.urls, entry.sha256, entry.size, entry.filename)
+    path, digest = fetch(source, home(), report=report, patience=patience)
+    before = _first_hash(name)
+    if before is not None and before != digest:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        msg = (
+            f"{name}: the published file changed: sha256 {digest[:12]}…, when first pulled "
+            f"{before[:12]}…; if that is right, remove {_note(name)} and pull again"
+        )
+        raise WeightsError(msg)
+    return _noted(name, path, digest)
+
+
+def add(name: str, file: Path) -> Held:
+    """Take a file the user fetched by hand into the cache.
+
+    Raises:
+        WeightsError: There is no such file, or it is not what the registry expects.
+    """
+    known = registry.weights()
+    entry = known.get(name)
+    if entry is None and name.partition("/")[0] in {*registry.tasks(), "backbone"}:
+        name, entry = find(name)
+    if not file.is_file():
+        msg = f"{file}: no such file"
+        raise WeightsError(msg)
+    digest, size = files.sha256(file), file.stat().st_size
+    if entry and not _fits(entry, digest):
+        msg = f"{file} is not {name}: its sha256 is {digest[:12]}…, not {entry.sha256}"
+        raise WeightsError(msg)
+    if entry and entry.size not in (None, size):
+        msg = f"{file} is not {name}: it has {size} bytes, not {entry.size}"
+        raise WeightsError(msg)
+    final = home() / digest / (entry.filename if entry else file.name)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with locked(final.parent / "adding"):
+        if not final.is_file():
+            files.need_space(final.parent, size)
+            files.write_whole(final, lambda place: _copy(file, place))
+    return _noted(name, final, digest)
+
+
+def _copy(file: Path, place: Path) -> None:
+    shutil.copyfile(file, place)
+
+
+def verify(names: Iterable[str] = ()) -> list[tuple[Held, bool]]:
+    """Hash files of the cache again; all of them if none is named.
+
+    Raises:
+        WeightsError: A name is not in the cache.
+    """
+    wanted = [_required(name) for name in names] or everything()
+    return [(item, files.sha256(item.path) == item.sha256) for item in wanted]
+
+
+def everything() -> list[Held]:
+    """All files of the cache by name."""
+    notes = sorted((home() / "names").glob("*.json"))
+    names = [_name(path) for path in notes]
+    return [item for name in names if name and (item := held(name))]
+
+
+def drop(name: str) -> None:
+    """Forget a name, and its file if no other name has it.
+
+    Raises:
+        WeightsError: The cache does not hold it.
+    """
+    item = _required(name)
+    _note(name).unlink()
+    if not any(other.sha256 == item.sha256 for other in everything()):
+        shutil.rmtree(item.path.parent, ignore_errors=True)
+
+
+# -- bundles ------------------------------------------------------------------------------------
+
+
+def export_bundle(names: Sequence[str], out: Path) -> list[Held]:
+    """Write files of the cache as one tar for a place without a network.
+
+    Raises:
+        WeightsError: A name is not in the cache, or its file is damaged.
+    """
+    chosen = [_required(name) for name in names] or everything()
+    if not chosen:
+        msg = "the cache holds no weights to export; `zoo pull NAME` first"
+        raise WeightsError(msg)
+    for item, sound in verify([item.name for item in chosen]):
+        if not sound:
+            msg = f"{item.name}: the cached file is damaged; drop it and pull it again"
+            raise WeightsError(msg)
+    rows = [
+        {"name": i.name, "file": i.path.name, "sha256": i.sha256, "size": i.size} for i in chosen
+    ]
+
+    def write(place: Path) -> None:
+        manifest = place.with_suffix(".manifest")
+        manifest.write_text(json.dumps({"format": _FORMAT, "weights": rows}, indent=2) + "\n")
+        try:
+            with tarfile.open(place, "w") as tar:
+                tar.add(manifest, _MANIFEST)
+                for item in {i.sha256: i for i in chosen}.values():
+                    tar.add(item.path, f"{item.sha256}/{item.path.name}")
+        finally:
+            manifest.unlink()
+
+    files.write_whole(out, write)
+    return chosen
+
+
+def import_bundle(bundle: Path) -> list[Held]:
+    """Take the files of a bundle into the cache; nothing enters whose hash differs.
+
+    Raises:
+        WeightsError: The bundle cannot be read, leads out of the cache, or is damaged.
+    """
+    try:
+        with tarfile.open(bundle) as tar:
+            rows = _rows(bundle, tar)
+            return [_imported(bundle, tar, row) for row in rows]
+    except (OSError, tarfile.TarError, EOFError) as error:
+        msg = f"{bundle}: cannot be read as a bundle ({error})"
+        raise WeightsError(msg) from error
+
+
+def _rows(bundle: Path, tar: tarfile.TarFile) -> list[dict[str, Any]]:
+    try:
+        member = tar.getmember(_MANIFEST)
+        reader = tar.extractfile(member) if member.isreg() and member.size < 1 << 24 else None
+        body = json.loads(reader.read()) if reader else None
+        if not isinstance(body, dict) or body.get("format") != _FORMAT:
+            raise ValueError  # one message for every kind of wrong manifest
+        rows = [dict(row) for row in body["weights"]]
+        for row in rows:
+            name = PurePosixPath(str(row["file"]))
+            plain = len(name.parts) == 1 and name.name not in ("", "..", ".")
+            if not plain or len(str(row["sha256"])) != 64 or not str(row["sha256"]).isalnum():
+                raise ValueError
+    except (KeyError, TypeError, ValueError):
+        msg = f"{bundle}: is no bundle of `zoo weights export` (its manifest is missing or wrong)"
+        raise WeightsError(msg) from None
+    return rows
+
+
+def _imported(bundle: Path, tar: tarfile.TarFile, row: dict[str, Any]) -> Held:
+    name, file, digest = str(row["name"]), str(row["file"]), str(row["sha256"])
+    final = home() / digest / file
+    if not (final.is_file() and files.sha256(final) == digest):
+        try:
+            member = tar.getmember(f"{digest}/{file}")
+        except KeyError:
+            msg = f"{bundle}: {name} is listed and not inside"
+            raise WeightsError(msg) from None
+        reader = tar.extractfile(member) if member.isreg() else None
+        if reader is None:
+            msg = f"{bundle}: {name} is no plain file"
+            raise WeightsError(msg)
+        home().mkdir(parents=True, exist_ok=True)
+        files.need_space(home(), member.size)
+
+        def write(place: Path) -> None:
+            with place.open("wb") as out:
+                shutil.copyfileobj(reader, out, 1 << 20)
+            if files.sha256(place) != digest:
+                msg = f"{bundle}: {name} is damaged (its hash differs); nothing of it was taken"
+                raise WeightsError(msg)
+
+        files.write_whole(final, write)
+    return _noted(name, final, digest)
+
+
+# -- notes --------------------------------------------------------------------------------------
+
+
+def _note(name: str) -> Path:
+    return home() / "names" / (name.replace("/", "--") + ".json")
+
+
+def _name(path: Path) -> str | None:
+    try:
+        return str(json.loads(path.read_text())["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _noted(name: str, path: Path, digest: str) -> Held:
+    size, now = path.stat().st_size, time.time()
+    body = {"name": name, "file": path.name, "sha256": digest, "size": size, "when": now}
+    files.write_json(_note(name), body)
+    return Held(name, path, digest, size, now)
+
+
+def _first_hash(name: str) -> str | None:
+    """The hash recorded when the name was first pulled."""
+    try:
+        return str(json.loads(_note(name).read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _fits(entry: registry.Weights, digest: str) -> bool:
+    return entry.sha256 is None or digest.startswith(entry.sha256)
+
+
+def _required(name: str) -> Held:
+    item = held(name) or held(find(name)[0])
+    if item is None:
+        msg = f"{name} is not in the cache; `zoo pull {name}` first"
+        raise WeightsError(msg)
+    return item
+
+
+def _by_hand(name: str, entry: registry.Weights) -> str:
+    then = f"zoo weights add {name} {entry.filename}"
+    return f"{name} cannot be pulled: {entry.by_hand}; then `{then}`"
