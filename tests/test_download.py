@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.faulty import FAULTS, Script, server
-from zoo.download import Patience, Source, fetch
+from zoo.download import fetch
 from zoo.errors import WeightsError, ZooError
+from zoo.resuming import Patience, Source
 
 BODY = random.Random(0).randbytes(200_000)
 OTHER = random.Random(1).randbytes(170_000)
@@ -241,13 +242,13 @@ def test_a_full_disk_is_one_line(small_disk: Path) -> None:
 def test_a_disk_that_fills_while_writing_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zoo import download
+    from zoo import files, resuming
 
     def full(self: object, answer: object) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(download.files, "need_space", lambda *words: None)
-    monkeypatch.setattr(download._Hasher, "add", full)
+    monkeypatch.setattr(files, "need_space", lambda *words: None)
+    monkeypatch.setattr(resuming.Hasher, "add", full)
     with server(Script([BODY])) as url, pytest.raises(ZooError, match="the disk is full"):
         fetch(source(url), tmp_path, patience=QUICK)
     assert not held(tmp_path)

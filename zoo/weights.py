@@ -19,9 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zoo import files, registry
-from zoo.download import Patience, Report, Source, fetch, locked, offline
+from zoo.download import fetch, locked
 from zoo.errors import ConfigError, WeightsError
 from zoo.files import cache_dir
+from zoo.resuming import Patience, Report, Source, offline
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1

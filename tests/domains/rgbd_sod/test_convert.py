@@ -249,9 +249,9 @@ def test_broken_files_are_one_line(tmp_path: Path) -> None:
 
     told("no such file")
     path.write_bytes(b"not weights at all")
-    told("not a readable file of weights")
+    told("not a readable checkpoint")
     torch.save(Path("x"), path)  # a pickle that would have to build an object
-    told("not a readable file of weights, or it holds more than tensors")
+    told("refused, the pickle wants to load")
     torch.save([torch.zeros(1)], path)
     told("holds no state dict")
     torch.save({"conv1.weight": torch.zeros(1), "epoch": 3}, path)

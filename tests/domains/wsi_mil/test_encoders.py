@@ -203,7 +203,7 @@ def reshaped(state: dict[str, Any]) -> None:
     [
         (missing, ("no 'patch_embed.proj.weight'", "1 such keys")),
         (reshaped, ("another shape of 'norm.weight'", "data.encoder")),
-        (dict.clear, ("holds no tensors",)),
+        (dict.clear, ("holds no state dict",)),
     ],
 )
 def test_weights_that_do_not_fit_are_named(
@@ -227,10 +227,12 @@ def test_a_pickle_that_runs_code_is_refused(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "net.pth"
     torch.save({"state_dict": Harmful()}, path)
-    for body in (path.read_bytes(), pickle.dumps(Harmful()), b"junk"):
+    refused, broken = "plain containers", "not a readable checkpoint"
+    bodies = [(path.read_bytes(), refused), (pickle.dumps(Harmful()), broken), (b"junk", broken)]
+    for body, word in bodies:
         path.write_bytes(body)
         settings = EncoderSettings(SMALL, path)
-        one_line(WeightsError, lambda s=settings: build_encoder(s), str(path), "plain tensors")
+        one_line(WeightsError, lambda s=settings: build_encoder(s), str(path), word)
     assert not (tmp_path / "harm").exists()
 
 

@@ -7,7 +7,6 @@ and that one class, which is replaced by an empty stand-in. Nothing in the file 
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from zoo.domains.medical.wsi_mil.model import MilModel, build_model
 from zoo.errors import WeightsError
+from zoo.states import unpickled
 from zoo.task import Conversion
 
 STRUCT = "utils.utils.Struct"
@@ -110,22 +110,7 @@ def load_official(path: Path | str) -> OfficialCheckpoint:
         WeightsError: The file is missing, broken, or holds anything but tensors, plain
             containers and the official configuration; the message names what was refused.
     """
-    try:
-        with torch.serialization.safe_globals([(_Struct, STRUCT)]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        msg = f"{path}: no such file"
-        raise WeightsError(msg) from error
-    except Exception as error:  # broken pickles fail in any way
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused:
-            msg = (
-                f"{path}: refused, the pickle wants to load '{refused[1]}'; only tensors, plain "
-                f"containers and '{STRUCT}' are read"
-            )
-        else:
-            msg = f"{path}: not a readable checkpoint ({_reason(error)})"
-        raise WeightsError(msg) from error
+    content = unpickled(path, [(_Struct, STRUCT)], f"'{STRUCT}'")
     return _unwrap(content, path)
 
 
@@ -230,10 +215,3 @@ def _unwrap(content: object, path: Path | str) -> OfficialCheckpoint:
         epoch if isinstance(epoch, int) else None,
         dict(config) if isinstance(config, dict) else {},
     )
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    if not text or isinstance(error, pickle.UnpicklingError):  # torch's advice here is unsafe
-        return "broken, or not written by torch.save"
-    return text.splitlines()[0][:200]

@@ -27,13 +27,13 @@ from zoo.data import cache_dir
 from zoo.domains.medical.wsi_mil.settings import EncoderSettings
 from zoo.domains.medical.wsi_mil.stats import WIDTH, tile_statistics
 from zoo.errors import ConfigError, WeightsError
+from zoo.states import read_state
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _RESNET50 = "resnet50"
 _OWN = (_RESNET50, "stats")
 # Wrappers in which authors publish the weights of a tile encoder.
-_NESTED = ("state_dict", "model", "model_state_dict", "teacher", "net")
 _PREFIXES = ("module.", "model.", "backbone.", "encoder.", "student.", "teacher.", "trunk.")
 _HUB_FILES = ("pytorch_model.bin", "model.safetensors")
 _CONNECT_S = 10
@@ -209,7 +209,7 @@ def _net(settings: EncoderSettings, random_weights: bool) -> tuple[nn.Module, En
             raise ConfigError(msg)
         net, size, mean, std = TruncatedResNet50(), 224, IMAGENET_MEAN, IMAGENET_STD
         if not random_weights:
-            state = _state(settings.weights) if settings.weights else _torchvision_state()
+            state = read_state(settings.weights) if settings.weights else _torchvision_state()
             _fill(net, TruncatedResNet50.renamed(state), settings)
     else:
         net, size, mean, std = _timm(settings, random_weights)
@@ -259,7 +259,7 @@ def _timm(settings: EncoderSettings, random_weights: bool) -> tuple[nn.Module, i
     resolve: Any = timm.data.resolve_model_data_config  # type: ignore[attr-defined]
     own = resolve(net)
     if settings.weights is not None and not random_weights:
-        _fill(net, _state(settings.weights), settings)
+        _fill(net, read_state(settings.weights), settings)
     return net, int(own["input_size"][-1]), tuple(own["mean"]), tuple(own["std"])
 
 
@@ -323,37 +323,6 @@ def _fetching(name: str) -> Iterator[None]:
             "with data.encoder_weights=FILE, or use data.encoder=stats, which has none"
         )
         raise WeightsError(msg) from None
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, taken out of the wrappers authors put around them.
-
-    Raises:
-        WeightsError: It is no such file, or needs more than tensors to be read.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        body: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile pickle fails in any way
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        msg = (
-            f"{path}: cannot be read as weights ({lines[0][:160]}); only safetensors and files of "
-            "plain tensors are taken"
-        )
-        raise WeightsError(msg) from None
-    while isinstance(body, Mapping):
-        inner = next((body[k] for k in _NESTED if isinstance(body.get(k), Mapping)), None)
-        if inner is None:
-            break
-        body = inner
-    state = {str(k): v for k, v in body.items() if isinstance(v, Tensor)} if body else {}
-    if not state:
-        msg = f"{path}: holds no tensors by name"
-        raise WeightsError(msg)
-    return state
 
 
 def _fill(net: nn.Module, state: Mapping[str, Tensor], settings: EncoderSettings) -> None:

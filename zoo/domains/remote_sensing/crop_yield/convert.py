@@ -24,6 +24,7 @@ from zoo.domains.remote_sensing.crop_yield.plain import kernels
 from zoo.domains.remote_sensing.crop_yield.sentinel import SentinelConvNet, SentinelDFYPNet
 from zoo.domains.remote_sensing.crop_yield.vit import ViT
 from zoo.errors import WeightsError
+from zoo.states import unpickled
 from zoo.task import Conversion
 
 Sensor = Literal["modis", "sentinel2"]
@@ -105,22 +106,7 @@ def load_official(path: Path | str) -> OfficialCheckpoint:
         WeightsError: The file is missing, broken, or holds anything but tensors, plain
             containers and NumPy arrays; the message names what was refused.
     """
-    try:
-        with torch.serialization.safe_globals(_numpy_types()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        msg = f"{path}: no such file"
-        raise WeightsError(msg) from error
-    except Exception as error:  # broken pickles fail in any way
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        why = (
-            f"refused, the pickle wants to load '{refused[1]}'; only tensors, plain containers "
-            "and NumPy arrays are read"
-            if refused
-            else f"not a readable checkpoint ({type(error).__name__})"
-        )
-        msg = f"{path}: {why}"
-        raise WeightsError(msg) from error
+    content = unpickled(path, _numpy_types(), "NumPy arrays")
     whole = content if isinstance(content, dict) else {}
     state = whole.get("state_dict", whole)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -19,6 +19,7 @@ from torch import Tensor
 from zoo.domains.saliency.rgbd_sod.config import RgbdModel
 from zoo.domains.saliency.rgbd_sod.model import GLDMNet, build_model
 from zoo.errors import WeightsError
+from zoo.states import read_state
 from zoo.task import Conversion
 
 Kind = Literal["resnet", "pvt_official", "pvt_timm"]
@@ -211,38 +212,6 @@ def load_backbones(model: GLDMNet, settings: RgbdModel) -> list[Conversion]:
             msg = f"model.{option}={path}: {error}"
             raise WeightsError(msg) from error
     return reports
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file or of one written by torch.save; nothing in it is run.
-
-    Raises:
-        WeightsError: The file is missing, broken, or holds anything but tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: object = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        msg = f"{path}: no such file"
-        raise WeightsError(msg) from error
-    except Exception as error:  # broken files fail in any way
-        msg = f"{path}: not a readable file of weights, or it holds more than tensors"
-        raise WeightsError(msg) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content:
-        msg = f"{path}: holds no state dict"
-        raise WeightsError(msg)
-    odd = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if odd:
-        msg = f"{path}: not tensors in the state dict: {', '.join(odd[:5])}"
-        raise WeightsError(msg)
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
 def _converted(
