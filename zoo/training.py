@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from zoo import checkpoint, evaluation, registry, report, runs
+from zoo import checkpoint, evaluation, registry, report, runs, starting
 from zoo.checkpoint import load_weights
 from zoo.config import BaseConfig, Resolved, resolve
 from zoo.data import leakage, stop_on_errors
@@ -25,6 +25,7 @@ from zoo.errors import ConfigError, DataError, ResumeError
 from zoo.machine import launch, on_signals, workers_for
 from zoo.progress import Reporter, figures_line
 from zoo.runs import Run
+from zoo.starting import held_by
 from zoo.task import Facts, Finding, Record, Split, Task
 from zoo.tracking import DataInput, Metrics, Mirror, as_rows, network_warning, uri_for
 
@@ -170,7 +171,7 @@ def train(
         fresh = found is None and not config.weights
         trainer = Trainer(task, fabric, splits, facts, reporter, fresh)
         if config.weights and not found:
-            load_weights(trainer.model, weights_from(config.weights, config.out))
+            _start_from(config.weights, task, trainer, reporter)
         run = _run_folder(start, fabric, inputs, folder, extra)
         if start.run is None and fabric.is_global_zero:
             held.enter_context(run.lock())
@@ -182,6 +183,15 @@ def train(
             reporter.say(f"run {run.path}  {sizes['parameters']:,} parameters")
         _conduct(task, trainer, run, inputs, reporter)
     return run
+
+
+def _start_from(word: str, task: Task[Any], trainer: Trainer, reporter: Reporter) -> None:
+    """Put weights into a fresh model and tell what was taken."""
+    model = trainer.model.module
+    origin = starting.origin_of(word, task, model.state_dict())
+    taken = starting.take(model, origin)
+    for line in starting.lines(taken, origin, task.config):
+        reporter.say(line)
 
 
 def _found(start: Start, reporter: Reporter) -> checkpoint.Checkpoint | None:
@@ -378,18 +388,6 @@ def keep(task: Task[Any], run: Run, name: str, records: Sequence[Record], facts:
     return Kept(task.intervals(records, facts), tables)
 
 
-def weights_from(word: str, out: Path) -> checkpoint.Checkpoint:
-    """The weights a run, run id or checkpoint folder holds.
-
-    Raises:
-        ZooError: There are none, or they are damaged.
-    """
-    path = Path(word).expanduser()
-    if (path / "meta.json").is_file():
-        return checkpoint.load(path, weights_only=True)
-    return checkpoint.best(runs.find(word, out).checkpoints)
-
-
 def trained(pairs: Sequence[str]) -> tuple[Task[Any], Any, Facts]:
     """A task with the model of `weights=`, for evaluation and prediction.
 
@@ -408,7 +406,7 @@ def trained(pairs: Sequence[str]) -> tuple[Task[Any], Any, Facts]:
     if not named:
         msg = "weights=RUN is missing: a run folder, its name, an MLflow run id or a checkpoint"
         raise ConfigError(msg)
-    found = weights_from(named, Path(words.get("out") or "runs"))
+    found = held_by(named, Path(words.get("out") or "runs"))
     base = found.meta["config"] | {"resume": None}
     if "task" in words and registry.find(words["task"])[0] != base["task"]:
         msg = f"weights={named} are of task '{base['task']}', not '{words['task']}'"
