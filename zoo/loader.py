@@ -26,6 +26,17 @@ def reseed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _reseed_host(seed: int) -> None:
+    """`reseed` without the devices, on which no item is read.
+
+    torch.manual_seed keeps a traceback for each device that may be opened later, which takes longer
+    than reading a small image.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
 class _Items(Dataset[Any]):
     def __init__(self, split: Split, seed: int, epoch: int, on_error: str) -> None:
         self.split, self.seed, self.epoch, self.on_error = split, seed, epoch, on_error
@@ -34,7 +45,7 @@ class _Items(Dataset[Any]):
         rng = item_rng(self.seed, self.epoch, index)
         name = self.split.ids[index]
         # Libraries that draw from global generators get numbers of this item, whoever reads it.
-        reseed(int(rng.integers(2**63)))
+        _reseed_host(int(rng.integers(2**63)))
         try:
             return index, self.split.item(index, rng), ""
         except Exception as error:  # libraries raise all sorts at a broken file
