@@ -5,15 +5,31 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from zoo.kernels import products
+
 EPS = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 8e-4}
 Form = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+@contextmanager
+def products_by(*, onednn: bool) -> Iterator[None]:
+    """Sends every product of float32 rows to oneDNN, or none, whatever size and processor."""
+    before = products.MANY, products.LEAST, products.onednn_is_faster
+    there = onednn and torch.backends.mkldnn.is_available()
+    products.MANY = products.LEAST = 0
+    products.onednn_is_faster = lambda: there
+    try:
+        yield
+    finally:
+        products.MANY, products.LEAST, products.onednn_is_faster = before
 
 
 def values_and_gradients(

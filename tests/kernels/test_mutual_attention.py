@@ -11,10 +11,11 @@ from tests.kernels.holding import (
     close_to_float64,
     export_of_reference_is_aten_only,
     loads_without_the_zoo,
+    products_by,
 )
 from zoo.kernels import MutualAttention, signed_sqrt_attention, two_stream_attention
 from zoo.kernels._moment import signed_sqrt
-from zoo.kernels.mutual_attention import op, reference
+from zoo.kernels.mutual_attention import cpu_path, op, reference, torch_path
 
 R = [[1.0, 0, 2], [0, 1, 1]]
 D = [[0.0, 1, 1], [2, 0, 1]]
@@ -89,6 +90,33 @@ def test_chunked_path_is_as_exact_as_the_definition(
     close_to_float64(signed_sqrt_attention, reference.signed_sqrt_attention, inputs, exact=exact)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("sign", ["signed", "rectified"])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_tiles_of_either_library_are_as_exact_as_the_definition(
+    shape: tuple[int, ...], sign: str, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ZOO_KERNELS", raising=False)
+    monkeypatch.setattr(cpu_path, "_HIGH", 48)
+    monkeypatch.setattr(cpu_path, "_WIDE", 20)
+    inputs = [x.detach() for x in maps(shape, sign)]
+    with products_by(onednn=onednn):
+        close_to_float64(signed_sqrt_attention, reference.signed_sqrt_attention, inputs, exact=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 7), (3, 4, 257)], ids=str)
+@pytest.mark.parametrize("sign", ["signed", "rectified"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_form_of_devices_is_as_exact_as_the_definition(
+    shape: tuple[int, ...], sign: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(op, "cpu_path", torch_path)
+    monkeypatch.setattr(torch_path, "_CHUNK", 100)
+    inputs = [x.detach().to(dtype) for x in maps(shape, sign)]
+    exact = 1e-5 if dtype == torch.float32 else 1e-10
+    close_to_float64(signed_sqrt_attention, reference.signed_sqrt_attention, inputs, exact=exact)
+
+
 @pytest.mark.parametrize("axis", ["map", "position"])
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_settings_agree_in_float64(axis: str, eps: float) -> None:
@@ -131,8 +159,9 @@ def test_maps_and_flat_maps_are_the_same() -> None:
         assert one.shape == (2, 3, 4, 5)
 
 
-def test_two_runs_agree_bit_by_bit() -> None:
-    inputs = maps((2, 8, 200))
+@pytest.mark.parametrize("shape", [(2, 8, 200), (1, 16, 1100)], ids=str)
+def test_two_runs_agree_bit_by_bit(shape: tuple[int, ...]) -> None:
+    inputs = maps(shape)
     runs = []
     for _ in range(2):
         out = signed_sqrt_attention(*inputs)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 Axis = Literal["map", "position"]
 AXES = ("map", "position")
+_BLOCK = 1 << 16  # numbers that stay in a core's own cache from one step to the next
 
 
 def signed_sqrt(x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -25,6 +26,40 @@ def signed_sqrt(x: Tensor, eps: float = 1e-6) -> Tensor:
     # At 0 the root is taken of 1, so that its gradient is finite before the sign sets it to 0.
     size = torch.where(x == 0, 1.0, x.abs() + eps)
     return x.sign() * size.sqrt()
+
+
+def moment_(x: Tensor, eps: float, positive: bool = False) -> Tensor:
+    """`signed_sqrt` in place, without a gradient.
+
+    Args:
+        x: Any shape, floating point, contiguous.
+        eps: At least 0.
+        positive: Promises that no entry is negative; on a CPU, where looking for a 0 does not
+            wait for a device, two steps are then enough where there is none.
+    """
+    on_cpu = x.device.type == "cpu"
+    for part in torch.split(x.view(-1), _BLOCK) if on_cpu else (x,):
+        if positive and on_cpu and bool(part.amin() > 0):
+            part.add_(eps).sqrt_()
+        else:
+            size = part.abs().add_(eps).sqrt_()
+            part.sign_().mul_(size)
+    return x
+
+
+def by_moment_(grad: Tensor, moment: Tensor, positive: bool = False) -> Tensor:
+    """Divides by |m(x)| in place, or gives 0 where m(x) is 0: twice m'(x) times the gradient.
+
+    Args:
+        grad: Any shape.
+        moment: m(x), of the same shape.
+        positive: Promises that no entry of it is negative.
+    """
+    size = moment if positive else moment.abs()
+    grad.div_(size)
+    if grad.device.type == "cpu" and bool(size.amin() > 0):
+        return grad
+    return grad.masked_fill_(size == 0, 0.0)
 
 
 def l2_normalise(x: Tensor, axis: Axis = "map", scale: bool = True) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels._ragged import bag_bounds
+from zoo.kernels.products import by_convolution, gram, product
 
 _CHUNK_CPU = 2048  # rows whose activations stay in the cache between the steps
 _CHUNK_DEVICE = 32768  # elsewhere launches cost more than memory traffic
@@ -129,9 +130,17 @@ class Rows:
             return self._widened("stored", self.stored[start:end])
         if self.reduction is None:
             return self.features(start, end)
-        made = self.buffer("rows", end - start, self.width)
-        linear(self.features(start, end), self.reduction.weight, self.reduction.bias, made)
+        made = self.linear("rows", self.features(start, end), *self.reduction)
         return made.relu_()
+
+    def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Linear layer x weight^T + bias of a chunk; valid until the next of the same name."""
+        if by_convolution(x, x.shape[0], x.numel() * weight.shape[0]):
+            return product(x, weight, bias)
+        out = self.buffer(name, x.shape[0], weight.shape[0])
+        if bias is None:
+            return torch.mm(x, weight.mT, out=out)
+        return torch.addmm(bias, x, weight.mT, out=out)
 
     def _widened(self, name: str, rows: Tensor) -> Tensor:
         if rows.dtype == self.dtype:
@@ -139,17 +148,9 @@ class Rows:
         return self.buffer(name, rows.shape[0], rows.shape[1]).copy_(rows)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    """Linear layer x weight^T + bias, written to `out`."""
-    if bias is None:
-        return torch.mm(x, weight.mT, out=out)
-    return torch.addmm(bias, x, weight.mT, out=out)
-
-
 def _gates(rows: Rows, x: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
     """The tanh and sigmoid halves (n, A) of a chunk, as views of one buffer."""
-    both = rows.buffer("gates", x.shape[0], gate.stacked.shape[0])
-    linear(x, gate.stacked, gate.bias, both)
+    both = rows.linear("gates", x, gate.stacked, gate.bias)
     precise = statistics(x.dtype)
     if both.dtype != precise:
         both = rows.buffer("wide gates", x.shape[0], both.shape[1], precise).copy_(both)
@@ -267,10 +268,9 @@ def backward(
             d_scores = d_scores.to(scores.dtype)
             if grads.logits is not None:
                 grads.logits[start:end] = d_scores
-            d_x = None
-            if need_rows or need_reduction:
-                d_x = rows.buffer("d_rows", end - start, rows.width)
-            _chunk(rows, x, gate, grads, d_scores, weights, d_pooled, d_x)
+            pooling = None if weights is None or d_pooled is None else (weights, d_pooled)
+            wanted = need_rows or need_reduction
+            d_x = _chunk(rows, x, gate, grads, d_scores, pooling, wanted)
             if d_x is not None:
                 _finish(rows, x, d_x, grads, start, end)
     return grads
@@ -312,16 +312,26 @@ def _chunk(
     gate: Gate | None,
     grads: Gradients,
     d_scores: Tensor,
-    weights: Tensor | None,
-    d_pooled: Tensor | None,
-    d_x: Tensor | None,
-) -> None:
-    """Adds the weight gradients of one chunk and writes the gradient of its rows to `d_x`."""
+    pooling: tuple[Tensor, Tensor] | None,
+    wanted: bool,
+) -> Tensor | None:
+    """Adds the weight gradients of one chunk.
+
+    Args:
+        rows: Where the chunk comes from.
+        x: The chunk, (n, D).
+        gate: The scorer; None: the logits were given.
+        grads: What is added to.
+        d_scores: (n, K).
+        pooling: Softmax weights (n, K) and the gradient (K, D) of what they pooled, if they did.
+        wanted: Whether the gradient of the chunk is.
+
+    Returns:
+        The gradient of the chunk, (n, D), if it is wanted and there is one.
+    """
     precise = d_scores.dtype
     if gate is None:
-        if d_x is not None and weights is not None and d_pooled is not None:
-            d_x.copy_(weights @ d_pooled)
-        return
+        return (pooling[0] @ pooling[1]).to(x.dtype) if wanted and pooling is not None else None
     value, sigmoid = _gates(rows, x, gate)
     d_both = rows.buffer("d_gates", x.shape[0], gate.stacked.shape[0], precise)
     d_value, d_sigmoid = d_both.chunk(2, dim=1)
@@ -338,22 +348,22 @@ def _chunk(
     if grads.stacked is not None and grads.bias is not None:
         _accumulate(grads.stacked, narrow, x)
         grads.bias.add_(d_both.sum(dim=0))
-    if d_x is None:
-        return
-    torch.mm(narrow, gate.stacked, out=d_x)
-    if weights is not None and d_pooled is not None:
-        if d_x.dtype == precise:
-            d_x.addmm_(weights, d_pooled)
-        else:
-            d_x.add_((weights @ d_pooled).to(d_x.dtype))
+    if not wanted:
+        return None
+    d_x = rows.linear("d_rows", narrow, gate.stacked.mT)
+    if pooling is not None and d_x.dtype == precise:
+        d_x.addmm_(*pooling)
+    elif pooling is not None:
+        d_x.add_((pooling[0] @ pooling[1]).to(d_x.dtype))
+    return d_x
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Adds left^T right to `total`."""
-    if total.dtype == left.dtype:
+    if total.dtype == left.dtype and not by_convolution(left, left.shape[0] // 2):
         total.addmm_(left.mT, right)
     else:
-        total.add_(left.mT @ right)
+        total.add_(gram(left, right))
 
 
 def _finish(rows: Rows, x: Tensor, d_x: Tensor, grads: Gradients, start: int, end: int) -> None:
@@ -369,4 +379,4 @@ def _finish(rows: Rows, x: Tensor, d_x: Tensor, grads: Gradients, start: int, en
     if grads.reduction_bias is not None:
         grads.reduction_bias.add_(d_x.sum(dim=0))
     if grads.rows is not None:
-        grads.rows[start:end] = d_x @ rows.reduction.weight
+        grads.rows[start:end] = product(d_x, rows.reduction.weight.mT)

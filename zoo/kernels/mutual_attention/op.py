@@ -11,7 +11,7 @@ from torch.nn import functional
 from zoo.kernels._dispatch import choice, path_for
 from zoo.kernels._moment import AXES, Axis, l2_normalise
 from zoo.kernels._ragged import full_precision, statistics_dtype
-from zoo.kernels.mutual_attention import reference, torch_path
+from zoo.kernels.mutual_attention import cpu_path, reference, torch_path
 
 Three = tuple[Tensor, Tensor, Tensor]
 
@@ -42,8 +42,9 @@ def _products(rgb: Tensor, depth: Tensor, fused: Tensor, eps: float) -> Three:
 
         triton_path.forward((rgb, depth, fused), eps, out)
         return out
+    form = cpu_path if fused.device.type == "cpu" else torch_path
     with full_precision(fused):
-        torch_path.forward(rgb.to(precise), depth.to(precise), fused.to(precise), eps, out)
+        form.forward(rgb.to(precise), depth.to(precise), fused.to(precise), eps, out)
     return out
 
 
@@ -73,9 +74,10 @@ def _products_backward(
     else:
         # Gradients may come expanded (from a sum), which matrix products take but slowly.
         grads = tuple(g.to(precise).contiguous() for g in (g_rgb, g_depth, g_fused))
+        form = cpu_path if fused.device.type == "cpu" else torch_path
         with full_precision(fused):
             maps = (rgb.to(precise), depth.to(precise), fused.to(precise))
-            torch_path.backward((grads[0], grads[1], grads[2]), maps, eps, out)
+            form.backward((grads[0], grads[1], grads[2]), maps, eps, out)
     return out[0].to(rgb.dtype), out[1].to(depth.dtype), out[2].to(fused.dtype)
 
 
