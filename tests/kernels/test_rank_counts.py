@@ -143,7 +143,7 @@ def test_paths_agree_on_random_cases_with_many_ties(monkeypatch: pytest.MonkeyPa
         distances = torch.randint(1 + case % 8, (queries, gallery)).float()
         if case % 3 == 0:
             distances[torch.rand_like(distances) < 0.2] = math.inf
-        for ties in ("optimistic", "pessimistic"):
+        for ties in ("optimistic", "pessimistic", "stable"):
             results = []
             for path in PATHS:
                 monkeypatch.setenv("ZOO_KERNELS", path)
@@ -193,6 +193,50 @@ def test_ties_are_strictly_nearer_whatever_the_order(path: str) -> None:
     assert not two.tied.any()
 
 
+@pytest.mark.parametrize("levels", [1, 3, 30])
+def test_stable_ties_equal_a_stable_sort(levels: int, path: str) -> None:
+    marks, distances = labels(12, 60, ids=4), torch.randint(levels, (12, 60)).float()
+    distances[0, 10:] = math.inf
+    found = rank_counts(None, None, *marks, distances=distances, ties="stable", chunk=5)
+    aps, firsts = sorted_metrics(distances, marks)
+    torch.testing.assert_close(found.ap, torch.tensor(aps).double(), equal_nan=True)
+    assert found.first_rank.tolist() == firsts
+    low, high = (
+        rank_counts(None, None, *marks, distances=distances, ties=ties)
+        for ties in ("pessimistic", "optimistic")
+    )
+    assert bool(((low.ap <= found.ap) & (found.ap <= high.ap))[found.valid].all())
+
+
+def test_stable_ties_of_features_that_collapsed(path: str) -> None:
+    marks = labels(6, 30, ids=3)
+    found = rank_counts(torch.ones(6, 4), torch.ones(30, 4), *marks, ties="stable")
+    aps, firsts = sorted_metrics(torch.zeros(6, 30), marks)
+    torch.testing.assert_close(found.ap, torch.tensor(aps).double(), equal_nan=True)
+    assert found.first_rank.tolist() == firsts
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_gallery_in_half_precision_is_widened_in_blocks(
+    metric: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = labels(9, 300)
+    query, gallery = torch.randn(9, 8).half(), torch.randn(300, 8).half()
+    whole = rank_counts(query.float(), gallery.float(), *marks, metric=metric)
+    monkeypatch.setattr(sys.modules["zoo.kernels.rank_counts.op"], "_WIDENED_BYTES", 1)
+    parts = rank_counts(query, gallery, *marks, metric=metric)
+    torch.testing.assert_close(parts.ap, whole.ap, equal_nan=True)
+
+
+def test_chunks_are_of_one_size_and_bounded_in_memory() -> None:
+    size = sys.modules["zoo.kernels.rank_counts.op"]._chunk
+    assert size((3368, 15_913), 4) == 482  # seven chunks; 512 would leave a last one of 296
+    assert size((3368, 82_161), 4) * 82_161 * 4 <= 40 * 2**20
+    assert size((3, 100), 4) == 3
+    assert size((0, 100), 4) == 1
+    assert size((1000, 10**8), 4) == 16
+
+
 def test_mean_inverse_negative_penalty(path: str) -> None:
     distances = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
     found = rank_counts(None, None, [1], [1, 0, 0, 1], distances=distances)
@@ -220,7 +264,7 @@ def test_without_numpy_rows_are_sorted_by_torch(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow
 def test_compiled_counting_agrees() -> None:
     marks, distances = labels(20, 300), torch.randint(50, (20, 300)).float()
-    for ties in ("optimistic", "pessimistic"):
+    for ties in ("optimistic", "pessimistic", "stable"):
         one, other = (
             rank_counts(None, None, *marks, distances=distances, ties=ties, compiled=compiled)
             for compiled in (False, True)

@@ -6,6 +6,7 @@ the counter of PyTorch imports Triton.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -83,3 +84,26 @@ def _moment_backward_flops(
     """The two products of channels again, three of gradients, seven of positions."""
     batch, channels, positions = fused
     return int(12 * 2 * batch * channels * positions**2)
+
+
+def _linear_flops(x: Any, weight: Any, *rest: Any, **more: Any) -> int:
+    """A linear layer by oneDNN, an operator of PyTorch's that its counter does not know."""
+    return int(2 * math.prod(x) * weight[0])
+
+
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # not in every build
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_linear_flops)
+
+
+@register_flop_formula(torch.ops.zoo.query_pool)
+def _query_flops(x: Any, vectors: Any, *rest: Any, **more: Any) -> int:
+    """Two products of tokens with absorbed queries: scores and sums."""
+    return int(4 * x[0] * x[1] * vectors[1])
+
+
+@register_flop_formula(torch.ops.zoo.query_pool_backward)
+def _query_backward_flops(
+    d_pooled: Any, d_logits: Any, x: Any, vectors: Any, *rest: Any, **more: Any
+) -> int:
+    """Five such products with all gradients: scores again, through the sums, queries, tokens."""
+    return int(10 * x[0] * x[1] * vectors[1])

@@ -44,10 +44,14 @@ def rotary_table(
     speed = 10000.0**-place
     rows = torch.arange(height, device=device, dtype=dtype).unsqueeze(1) * speed
     columns = torch.arange(width, device=device, dtype=dtype).unsqueeze(1) * speed
-    by_row = rows.unsqueeze(1).expand(height, width, quarter)
-    by_column = columns.unsqueeze(0).expand(height, width, quarter)
-    angle = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)
-    return angle.cos(), angle.sin()
+
+    def spread(by_row: Tensor, by_column: Tensor) -> Tensor:
+        shape = (height, width, quarter)
+        parts = [by_row.unsqueeze(1).expand(shape), by_column.unsqueeze(0).expand(shape)]
+        return torch.cat(parts, dim=-1).flatten(0, 1)
+
+    # A token's angles are those of its row and its column: no cosine is taken twice.
+    return spread(rows.cos(), columns.cos()), spread(rows.sin(), columns.sin())
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -67,8 +67,8 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _joined(x: Tensor) -> Tensor:
-    """(B, H, N, d) as (B, N, C)."""
-    return x.transpose(1, 2).flatten(2)
+    """(B, H, N, d) as (B, N, C); with heads of one channel flattening alone would be a view."""
+    return x.transpose(1, 2).flatten(2).contiguous()
 
 
 def _maps(x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -97,7 +97,7 @@ def _share(fq: Tensor, mean: Tensor, heads: int) -> Tensor:
 def _items(tokens: Tokens) -> list[slice]:
     """Parts of the batch: single items on a CPU, where their steps then stay in the cache."""
     batch = tokens.v.shape[0]
-    one_by_one = tokens.v.device.type == "cpu" and batch > 1
+    one_by_one = tokens.v.device.type == "cpu" and batch > 1 and tokens.v[0].numel() >= 2**15
     return [slice(b, b + 1) for b in range(batch)] if one_by_one else [slice(None)]
 
 

@@ -17,6 +17,10 @@ from zoo.kernels.gated_attention_pool.torch_path import Rows, statistics
 from zoo.kernels.query_pool import torch_path
 from zoo.kernels.query_pool.torch_path import Saved, Scorer
 
+SMALL_BAG = 32768
+"""Below so many numbers in each bag of a batch the definition is chosen, unless `ZOO_KERNELS`
+forces a path: one batched product then costs less than a walk from bag to bag."""
+
 _INPUTS = "Tensor x, Tensor vectors, Tensor offsets, Tensor? cu_seqlens, float? eps"
 
 
@@ -144,8 +148,16 @@ differentiable("query_pool_backward", _no_second)
 
 
 def has_fast_form(x: Tensor) -> bool:
-    """Whether the operator is what runs for such tokens."""
-    return x.device.type == "cpu" and choice() != "reference"
+    """Whether the operator is what runs for such tokens.
+
+    A traced graph serves any number of tokens, so there the number does not choose.
+    """
+    chosen = choice()
+    if x.device.type != "cpu" or chosen == "reference":
+        return False
+    if chosen != "auto" or x.dim() != 3 or torch.compiler.is_compiling():
+        return True
+    return x.shape[1] * x.shape[2] >= SMALL_BAG
 
 
 def attend(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,10 +10,13 @@ from torch.nn import functional
 
 from zoo.kernels._dispatch import path_for
 from zoo.kernels._ragged import full_precision
-from zoo.kernels.rank_counts.reference import RankResult, rank_row, summarise
+from zoo.kernels.rank_counts.reference import RankResult, Ties, rank_row, summarise
 from zoo.kernels.rank_counts.torch_path import Distances, Labels, ranking, refuse_nan
 
 METRICS = ("cosine", "euclidean")
+# Enough rows for the product of matrices to run at full speed, few enough for 100 MB in all.
+_CHUNK, _CHUNK_BYTES = 512, 40 * 2**20
+_WIDENED_BYTES = 16 * 2**20
 
 
 @torch.no_grad()
@@ -27,17 +30,18 @@ def rank_counts(
     *,
     metric: Literal["cosine", "euclidean"] = "cosine",
     distances: Tensor | None = None,
-    chunk: int = 256,
-    ties: Literal["optimistic", "pessimistic"] = "optimistic",
+    chunk: int | None = None,
+    ties: Ties = "optimistic",
     compiled: bool = False,
 ) -> RankResult:
     """Ranks the matches of every query without sorting the gallery or storing all distances.
 
     The j-th nearest match has rank j + (number of items that do not match and are strictly
     nearer). Items of the query's identity seen by the query's camera are junk: left out. Of items
-    at exactly the same distance a match therefore comes first, whatever the order of the gallery
-    (a sort would leave it to that order); `RankResult.tied` says where that matters, and
-    `ties="pessimistic"` puts the match last. Features that collapsed to one point are all ties.
+    at exactly the same distance a match therefore comes first, whatever the order of the gallery;
+    `RankResult.tied` says where that matters. `ties="pessimistic"` puts the match last, and
+    `ties="stable"` leaves it to the order of the gallery, as a stable sort does. Features that
+    collapsed to one point are all ties.
 
     Args:
         query: (Q, D) features, floating point; None with `distances`.
@@ -48,8 +52,10 @@ def rank_counts(
         gallery_cams: (G,) integers.
         metric: `cosine`, or `euclidean` of the features as they are (squared or not ranks alike).
         distances: (Q, G) distances to rank instead of features.
-        chunk: Queries at a time; memory is about chunk * G numbers.
-        ties: Which comes first of a match and another item at the same distance.
+        chunk: Queries at a time; memory is about chunk * G numbers. None: up to 512, as many as
+            40 MB hold.
+        ties: Which comes first of a match and another item at the same distance: `optimistic` the
+            match, `pessimistic` the other item, `stable` the earlier in the gallery.
         compiled: Whether torch.compile may compare and sum instead of sorting rows; needs a C++
             compiler (or a GPU), and pays where many evaluations follow each other.
 
@@ -59,28 +65,33 @@ def rank_counts(
     Raises:
         ValueError: Shapes or names do not fit, or a distance is NaN.
     """
-    if metric not in METRICS or ties not in ("optimistic", "pessimistic") or chunk < 1:
+    wrong = metric not in METRICS or ties not in get_args(Ties)
+    if wrong or (chunk is not None and chunk < 1):
         msg = (
-            f"rank_counts: metric is one of {METRICS}, ties optimistic or pessimistic and chunk "
+            f"rank_counts: metric is one of {METRICS}, ties one of {get_args(Ties)} and chunk "
             f"positive; got {metric=}, {ties=}, {chunk=}"
         )
         raise ValueError(msg)
     like, shape = _shape(query, gallery, distances)
     labels = _labels(query_ids, gallery_ids, query_cams, gallery_cams, shape, like.device)
-    fill: Distances
+    rows = min(chunk, max(1, shape[0])) if chunk else _chunk(shape, _wide(like).itemsize)
+    source: Distances
     if distances is not None:
-        fill = _given(distances)
+        source = _given(distances)
     else:
         assert query is not None
         assert gallery is not None
-        fill = _computed(query, gallery, metric)
-    buffer = torch.empty(
-        min(chunk, max(1, shape[0])), shape[1], dtype=_wide(like), device=like.device
-    )
-    pessimistic = ties == "pessimistic"
+        source = _computed(query, gallery, metric, rows)
     if path_for(like, False, "rank_counts has no Triton kernel") == "reference":
-        return _defined(shape[0], labels, fill, buffer, pessimistic)
-    return ranking(shape[0], labels, fill, buffer, compiled=compiled, pessimistic=pessimistic)
+        return _defined(shape[0], labels, source, ties)
+    return ranking(shape[0], labels, source, rows, compiled=compiled, ties=ties)
+
+
+def _chunk(shape: tuple[int, int], itemsize: int) -> int:
+    """Queries at a time: chunks of one size, so that the last is not a small, slow one."""
+    queries, items = max(1, shape[0]), shape[1]
+    most = min(_CHUNK, max(16, _CHUNK_BYTES // (items * itemsize)))
+    return -(-queries // -(-queries // most))
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -151,45 +162,58 @@ def _labels(
 
 
 def _given(distances: Tensor) -> Distances:
-    def fill(first: int, last: int, out: Tensor) -> None:
-        out.copy_(distances[first:last])
+    wide = _wide(distances)
 
-    return fill
+    def rows(first: int, last: int) -> Tensor:
+        return distances[first:last].to(wide)
+
+    return rows
 
 
-def _computed(query: Tensor, gallery: Tensor, metric: str) -> Distances:
+def _computed(query: Tensor, gallery: Tensor, metric: str, chunk: int) -> Distances:
     """Distances up to what is the same for all items of a query, which changes no rank."""
     wide = _wide(query)
-    items = gallery.to(wide)
-    # The norms are applied to the product: a normalised copy of the gallery would be the largest
-    # tensor of all.
-    norms = torch.linalg.vector_norm(items, dim=1)
+    # Items of another dtype are widened a block at a time, at every chunk: a copy of the whole
+    # gallery would be the largest tensor of all, and so would a normalised one.
+    size = len(gallery)
+    if gallery.dtype != wide:
+        size = max(64, _WIDENED_BYTES // (wide.itemsize * max(1, gallery.shape[1])))
+    bounds = [(begin, min(begin + size, len(gallery))) for begin in range(0, len(gallery), size)]
+    norms = torch.cat([torch.linalg.vector_norm(gallery[a:b].to(wide), dim=1) for a, b in bounds])
 
-    def fill(first: int, last: int, out: Tensor) -> None:
-        rows = query[first:last].to(wide)
-        with full_precision(rows):
+    buffer = torch.empty(chunk, len(gallery), dtype=wide, device=query.device)
+
+    def rows(first: int, last: int) -> Tensor:
+        own, out = query[first:last].to(wide), buffer[: last - first]
+        with full_precision(own):
             if metric == "cosine":
-                torch.mm(functional.normalize(rows, dim=1).neg_(), items.mT, out=out)
+                own = functional.normalize(own, dim=1).neg_()
+            for a, b in bounds:
+                items = gallery[a:b].to(wide)
+                if metric == "cosine":
+                    torch.mm(own, items.mT, out=out[:, a:b])
+                else:
+                    torch.addmm(norms[a:b].square(), own, items.mT, alpha=-2.0, out=out[:, a:b])
+            if metric == "cosine":
                 out.div_(norms.clamp_min(1e-12))
-            else:
-                torch.addmm(norms.square(), rows, items.mT, alpha=-2.0, out=out)
+        return out
 
-    return fill
+    return rows
 
 
-def _defined(
-    queries: int, labels: Labels, distances: Distances, buffer: Tensor, pessimistic: bool
-) -> RankResult:
+def _defined(queries: int, labels: Labels, distances: Distances, ties: Ties) -> RankResult:
     """The definition, query by query."""
     ranks, tied = [], []
     for query in range(queries):
-        distances(query, query + 1, buffer[:1])
-        refuse_nan(buffer[:1].amin(dim=1), query)
+        row = distances(query, query + 1)[0]
+        refuse_nan(row.amin().unsqueeze(0), query)
         same = labels.gallery_ids == labels.query_ids[query]
         junk = torch.zeros_like(same)
         if labels.query_cams is not None and labels.gallery_cams is not None:
             junk = same & (labels.gallery_cams == labels.query_cams[query])
-        both = [rank_row(buffer[0], same & ~junk, junk, late) for late in (False, True)]
-        ranks.append(both[pessimistic])
-        tied.append(not torch.equal(*both))
+        found: dict[str, Tensor] = {
+            each: rank_row(row, same & ~junk, junk, each) for each in get_args(Ties)
+        }
+        ranks.append(found[ties])
+        tied.append(not torch.equal(found["optimistic"], found["pessimistic"]))
     return summarise(ranks, tied)

@@ -8,9 +8,12 @@ Ye et al., "Deep learning for person re-identification: a survey and outlook", s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Ties = Literal["optimistic", "pessimistic", "stable"]
 
 
 @dataclass(frozen=True)
@@ -64,25 +67,30 @@ class RankResult:
         return (first.unsqueeze(1) <= steps).double().mean(dim=0)
 
 
-def rank_row(distance: Tensor, match: Tensor, junk: Tensor, pessimistic: bool = False) -> Tensor:
+def rank_row(distance: Tensor, match: Tensor, junk: Tensor, ties: Ties = "optimistic") -> Tensor:
     """Ranks of the matches of one query, rising.
 
-    The j-th nearest match has rank j + (items that do not match and are strictly nearer), so of
-    items equally far a match comes first; `pessimistic` puts it last instead.
+    The j-th nearest match has rank j + (items before it that do not match). Of items equally far
+    the match comes first (`optimistic`), last (`pessimistic`), or the earlier item (`stable`).
 
     Args:
         distance: (G,) distances to the gallery.
         match: (G,) bool, same identity and not junk.
         junk: (G,) bool, left out of the ranking.
-        pessimistic: Whether ties count against the match.
+        ties: What comes first at equal distances.
 
     Returns:
         (matches,) int64.
     """
-    near = distance[match].sort().values
-    other = distance[~match & ~junk]
-    before = [(other <= d) if pessimistic else (other < d) for d in near]
-    counts = [int(b.sum()) for b in before]
+    other = ~match & ~junk
+    place = torch.arange(len(distance), device=distance.device)
+    near, order = distance[match].sort(stable=True)
+    counts = []
+    for d, item in zip(near, place[match][order], strict=True):
+        before = distance < d
+        if ties != "optimistic":
+            before |= (distance == d) & ((place < item) | (ties == "pessimistic"))
+        counts.append(int((other & before).sum()))
     return torch.tensor([j + count for j, count in enumerate(counts, start=1)], dtype=torch.long)
 
 

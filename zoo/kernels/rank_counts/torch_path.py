@@ -2,7 +2,8 @@
 
 Only the few matches of a query need a rank, and a rank is a count of smaller distances. Sorting
 the values of a row (not their indices) makes every count a binary search. NumPy sorts values with
-SIMD, many times faster than PyTorch sorts rows, so on the CPU it does that where it is installed.
+SIMD, many times faster than PyTorch sorts rows, so on the CPU it does that where it is installed,
+in a few rows of scratch that stay in the processor's cache while they are searched.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.kernels.rank_counts.reference import RankResult
+from zoo.kernels.rank_counts.reference import RankResult, Ties
 
-Distances = Callable[[int, int, Tensor], None]
-"""Writes the distances of queries first..last-1 to all items into a (last - first, G) tensor."""
+Distances = Callable[[int, int], Tensor]
+"""Gives the (last - first, G) distances of queries first..last-1, good until the next call."""
+
+_SCRATCH_ROWS = 64
 
 
 class Labels(NamedTuple):
@@ -100,11 +103,12 @@ def near(distances: Tensor, groups: Groups, labels: Labels, first: int) -> Near:
     )
 
 
-def sort_rows(distances: Tensor) -> Tensor:
-    """Rows with rising values (NaN last); on the CPU in place."""
+def sort_rows(distances: Tensor, scratch: Tensor) -> Tensor:
+    """Rows with rising values, NaN last; `scratch` holds them on the CPU."""
     if distances.device.type == "cpu" and find_spec("numpy") is not None:
-        distances.numpy().sort(axis=1)
-        return distances
+        rows = scratch[: len(distances)].copy_(distances)
+        rows.numpy().sort(axis=1)
+        return rows
     return distances.sort(dim=1).values
 
 
@@ -154,7 +158,7 @@ def chunk_ranks(
     """Ranks of the matches of a chunk of queries.
 
     Args:
-        distances: (n, G); its content may be lost.
+        distances: (n, G).
         own: The matches and junk among them.
         first: Number of the chunk's first query.
         compiled: Whether to compare and sum in compiled code instead of sorting.
@@ -175,58 +179,117 @@ def chunk_ranks(
         below, up_to = _compiled()(distances, limits)
         tied = up_to - below > own_up_to - own_below
     else:
-        rows = sort_rows(distances)
-        refuse_nan(rows[:, -1], first)
-        below = torch.searchsorted(rows, limits)
-        # The items as far as a match stand side by side; is the one behind our own among them?
-        behind = below + (own_up_to - own_below)
-        tied = rows.gather(1, behind.clamp_max(rows.shape[1] - 1)) == limits
-        tied &= behind < rows.shape[1]
-        up_to = torch.searchsorted(rows, limits, right=True) if pessimistic else below
+        below, tied, up_to = _sorted_counts(
+            distances, limits, own_up_to - own_below, first, pessimistic
+        )
     place = torch.arange(1, limits.shape[1] + 1, device=limits.device)
     others = up_to - own_up_to if pessimistic else below - own_below
     return place + others, tied
+
+
+def _sorted_counts(
+    distances: Tensor, limits: Tensor, alike: Tensor, first: int, pessimistic: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts below each limit, whether an item that is not our own equals it, counts up to it.
+
+    Args:
+        distances: (n, G).
+        limits: (n, M).
+        alike: (n, M) how many of our own items equal the limit.
+        first: Number of the chunk's first query.
+        pessimistic: Whether counts up to the limit are wanted; otherwise those below stand there.
+    """
+    height = _SCRATCH_ROWS if distances.device.type == "cpu" else max(1, len(distances))
+    scratch = torch.empty(height, distances.shape[1], dtype=distances.dtype)
+    below = torch.empty_like(limits, dtype=torch.long)
+    tied = torch.empty_like(limits, dtype=torch.bool)
+    up_to = torch.empty_like(below) if pessimistic else below
+    for begin in range(0, len(distances), height):
+        part = slice(begin, begin + height)
+        rows, wanted = sort_rows(distances[part], scratch), limits[part]
+        refuse_nan(rows[:, -1], first + begin)
+        below[part] = torch.searchsorted(rows, wanted)
+        # The items as far as a match stand side by side; is the one behind our own among them?
+        behind = below[part] + alike[part]
+        tied[part] = rows.gather(1, behind.clamp_max(rows.shape[1] - 1)) == wanted
+        tied[part] &= behind < rows.shape[1]
+        if pessimistic:
+            up_to[part] = torch.searchsorted(rows, wanted, right=True)
+    return below, tied, up_to
+
+
+def settle_ties(
+    ranks: Tensor,
+    tied: Tensor,
+    distances: Tensor,
+    groups: Groups,
+    labels: Labels,
+    first: int,
+) -> None:
+    """Moves tied matches behind the items at the same distance that stand before them, in place.
+
+    Args:
+        ranks: (n, M) ranks with every match first among its ties.
+        tied: (n, M) bool, false behind the last match.
+        distances: (n, G).
+        groups: Where the items of each identity lie.
+        labels: Identities and cameras.
+        first: Number of the chunk's first query.
+    """
+    for row in tied.any(dim=1).nonzero()[:, 0].tolist():
+        query, values = first + row, distances[row]
+        items = groups.order[groups.start[query] : groups.end[query]]
+        if labels.query_cams is not None and labels.gallery_cams is not None:
+            items = items[labels.gallery_cams[items] != labels.query_cams[query]]
+        items = items[values[items].sort(stable=True).indices]
+        others = labels.gallery_ids != labels.query_ids[query]
+        for limit in set(values[items[tied[row, : len(items)]]].tolist()):
+            group = values[items] == limit
+            places = ((values == limit) & others).nonzero()[:, 0]
+            ranks[row, : len(items)][group] += torch.searchsorted(places, items[group])
 
 
 def ranking(
     queries: int,
     labels: Labels,
     distances: Distances,
-    buffer: Tensor,
+    chunk: int,
     *,
     compiled: bool = False,
-    pessimistic: bool = False,
+    ties: Ties = "optimistic",
 ) -> RankResult:
-    """Streams all queries through `buffer`.
+    """Ranks all queries, a chunk at a time.
 
     Args:
         queries: Q.
         labels: Identities and cameras.
-        distances: Fills the buffer.
-        buffer: (chunk, G) scratch memory in the dtype of the distances.
+        distances: Gives the chunks.
+        chunk: Queries at a time.
         compiled: Whether to count in compiled code.
-        pessimistic: Whether ties count against the match.
+        ties: What comes first at equal distances.
 
     Raises:
         ValueError: A distance is NaN.
     """
     groups = group(labels)
-    device = buffer.device
+    device = labels.gallery_ids.device
     ap = torch.full((queries,), float("nan"), dtype=torch.float64, device=device)
     first_rank, last_rank = (
         torch.full((queries,), -1, dtype=torch.long, device=device) for _ in range(2)
     )
     matches = torch.zeros(queries, dtype=torch.long, device=device)
     tied = torch.zeros(queries, dtype=torch.bool, device=device)
-    for first in range(0, queries, buffer.shape[0]):
-        last = min(queries, first + buffer.shape[0])
-        chunk = buffer[: last - first]
-        distances(first, last, chunk)
-        own = near(chunk, groups, labels, first)
-        ranks, ties = chunk_ranks(chunk, own, first, compiled, pessimistic)
+    for first in range(0, queries, chunk):
+        last = min(queries, first + chunk)
+        values = distances(first, last)
+        own = near(values, groups, labels, first)
+        ranks, equal = chunk_ranks(values, own, first, compiled, ties == "pessimistic")
         number = own.match_count
         place = torch.arange(1, ranks.shape[1] + 1, device=device)
         real = place <= number
+        equal &= real
+        if ties == "stable":
+            settle_ties(ranks, equal, values, groups, labels, first)
         precision = (place.double() / ranks).masked_fill(~real, 0.0).sum(dim=1, keepdim=True)
         some = number > 0
         ap[first:last] = torch.where(some, precision / number, torch.nan).squeeze(1)
@@ -234,5 +297,5 @@ def ranking(
         final = ranks.gather(1, (number - 1).clamp_min(0))
         last_rank[first:last] = torch.where(some, final, -1).squeeze(1)
         matches[first:last] = number.squeeze(1)
-        tied[first:last] = (ties & real).any(dim=1)
+        tied[first:last] = equal.any(dim=1)
     return RankResult(ap, first_rank, last_rank, matches, tied)
