@@ -180,6 +180,6 @@ def test_without_the_package_the_command_is_told() -> None:
         "except ConfigError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'zoo-medical-remote-reid[saliency]'" in done.stdout
+    assert "pip install 'zoo-medical-remote-reid[all]'" in done.stdout
     assert "albumentations" in done.stdout
     assert done.stdout.count("\n") == 1

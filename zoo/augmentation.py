@@ -27,7 +27,7 @@ try:
 except ModuleNotFoundError as error:
     _msg = (
         f"image augmentation needs the package '{error.name}': pip install "
-        "'zoo-medical-remote-reid[saliency]'"
+        "'zoo-medical-remote-reid[all]'"
     )
     raise ConfigError(_msg) from error
 

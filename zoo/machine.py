@@ -47,7 +47,10 @@ def launch(config: BaseConfig) -> Fabric:
     set_threads(trainer)
     try:
         fabric = Fabric(
-            accelerator=trainer.accelerator, devices=trainer.devices, precision=trainer.precision
+            accelerator=trainer.accelerator,
+            devices=trainer.devices,
+            precision=trainer.precision,
+            strategy=_strategy(trainer.devices),
         )
         fabric.launch()
     except (RuntimeError, ValueError, ImportError) as error:
@@ -58,6 +61,16 @@ def launch(config: BaseConfig) -> Fabric:
         )
         raise ConfigError(msg) from error
     return fabric
+
+
+def _strategy(devices: int) -> str:
+    """How processes share gradients, if there are several.
+
+    Phases freeze parts and some parts (prompt paths, heads nobody asked for) take no part in a
+    step, so the parameters without gradient are looked for.
+    """
+    outside = max(int(os.environ.get(n) or 1) for n in ("WORLD_SIZE", "SLURM_NTASKS"))
+    return "ddp_find_unused_parameters_true" if max(devices, outside) > 1 else "auto"
 
 
 @contextlib.contextmanager

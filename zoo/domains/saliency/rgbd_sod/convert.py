@@ -209,7 +209,7 @@ def load_backbones(model: GLDMNet, settings: RgbdModel) -> list[Conversion]:
                 raise WeightsError(msg)
             reports.append(load_into(model, state))
         except WeightsError as error:
-            msg = f"model.{option}={path}: {error}"
+            msg = f"model.{option}={path}: {str(error).removeprefix(f'{path}: ')}"
             raise WeightsError(msg) from error
     return reports
 

@@ -1,0 +1,1 @@
+"""`fusion_reid`: FusionReID for person re-identification."""
