@@ -82,3 +82,18 @@ def tracked(out: Path, empty_store: Path) -> Path:
     out.mkdir()
     shutil.copy(empty_store, out / "mlflow.db")
     return out
+
+
+@pytest.fixture
+def announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a task that a registry of the user's announces without code."""
+    (tmp_path / "announced").mkdir()
+    path = tmp_path / "announced" / "registry.yaml"
+    path.write_text(
+        "format: 1\n"
+        "tasks:\n"
+        "  soon:\n"
+        "    {title: Soon, domain: reid, summary: Not yet., system: S, paper: {title: P, url: u}}\n"
+    )
+    monkeypatch.setenv("ZOO_REGISTRY", str(path))
+    return "soon"

@@ -178,12 +178,12 @@ def test_wrong_values(word: str, told: str | None) -> None:
     assert lines[0].startswith(told)
 
 
-def test_wrong_task() -> None:
+def test_wrong_task(announced: str) -> None:
     assert errors("task=wsi_mill") == ["unknown task 'wsi_mill'; did you mean 'wsi_mil'?"]
     assert errors()[0].startswith("task=NAME is missing; tasks are: wsi_mil")
     assert errors("tsk=wsi_mil")[0] == "unknown key 'tsk'; did you mean 'task'?"
     assert "did you mean 'task=wsi_mil'?" in errors("acmil")[0]
-    assert "'her_seg' is announced but not built" in errors("task=her_seg")[0]
+    assert "'soon' is announced but not built" in errors(f"task={announced}")[0]
     assert len(errors("task=nothing", "seed=[")) == 2
 
 

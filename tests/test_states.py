@@ -65,9 +65,7 @@ def test_a_planted_payload_does_not_run(tmp_path: Path, suffix: str) -> None:
         with pytest.raises(WeightsError, match=r"refused, the pickle|not a readable"):
             read_state(path)
     old = tmp_path / f"old{suffix}"
-    torch.save(
-        {"state_dict": STATE, "x": Payload(mark)}, old, _use_new_zipfile_serialization=False
-    )
+    torch.save({"state_dict": STATE, "x": Payload(mark)}, old, _use_new_zipfile_serialization=False)
     bare = tmp_path / f"bare{suffix}"
     bare.write_bytes(pickle.dumps(Payload(mark)))
     for path in (old, bare):

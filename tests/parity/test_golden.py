@@ -11,21 +11,35 @@ import pytest
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.parity import crop_yield, crop_yield_data, medusa, rgbd_sod, wsi_mil, wsi_tiling
+from tests.parity import (
+    crop_yield,
+    crop_yield_data,
+    fusion_reid,
+    fusion_reid_data,
+    fusion_reid_ranking,
+    fusion_reid_training,
+    her_seg,
+    medusa,
+    rgbd_sod,
+    wsi_mil,
+    wsi_tiling,
+)
 from tests.parity.golden import OWN, Case
 
 RUNNERS = {
     "crop_yield": crop_yield.TARGETS | crop_yield_data.TARGETS,
+    "her_seg": her_seg.TARGETS,
     "medusa": medusa.TARGETS,
+    "reid": fusion_reid.TARGETS
+    | fusion_reid_data.TARGETS
+    | fusion_reid_ranking.TARGETS
+    | fusion_reid_training.TARGETS,
     "rgbd_sod": rgbd_sod.TARGETS,
     "wsi_mil": wsi_mil.TARGETS | wsi_tiling.TARGETS,
 }
 
 ALL = "*"
-NOT_BUILT_YET = {
-    ("her_seg", ALL): "the task comes later",
-    ("reid", ALL): "the task comes later",
-}
+NOT_BUILT_YET: dict[tuple[str, str], str] = {}
 
 
 def test_case(case_file: Path) -> None:

@@ -22,6 +22,8 @@ BLOCKS = {
 
 TASKS = {
     "crop_yield": ("zoo.benchmarks.crop_yield",),
+    "fusion_reid": ("zoo.benchmarks.fusion_reid",),
+    "her_seg": ("zoo.benchmarks.her_seg",),
     "medusa": ("zoo.benchmarks.medusa",),
     "reid-eval": ("zoo.benchmarks.rank_counts",),
     "rgbd_sod": ("zoo.benchmarks.rgbd_sod", "zoo.benchmarks.rgbd_sod_metrics"),

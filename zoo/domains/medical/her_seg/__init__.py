@@ -1,0 +1,1 @@
+"""`her_seg`: HER-Seg for high-resolution medical images, volumes and video."""
