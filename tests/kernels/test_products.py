@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             seen.append("sum")
             return backward(*args)
 
-    def noted(*args: object, **options: object) -> Tensor:
+    def noted(*args: Any, **options: Any) -> Tensor:
         assert options["dilation"] == 2
         seen.append("product")
         return conv(*args, **options)

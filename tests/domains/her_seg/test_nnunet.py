@@ -198,5 +198,5 @@ def test_channels_beside_a_given_file_are_found(tmp_path: Path) -> None:
     assert [s.id for s in found] == ["a", "b"]
     assert all(len(s.source.files) == 2 for s in found)
     prompted = configure(predict={"points": [[1, 2, 1]]})
-    with pytest.raises(ConfigError, match="prompts are for single pictures"):
+    with pytest.raises(ConfigError, match="are for a single picture"):
         stacks_from([tmp_path / "imagesTr"], prompted, facts)

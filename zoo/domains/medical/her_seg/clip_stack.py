@@ -215,7 +215,7 @@ class ClipStack:
         return None
 
     def prompts(self, index: int) -> Prompts | None:
-        """None: prompts are for single pictures."""
+        """None: files of this kind hold none; `predict.prompts` may name some."""
         return None
 
     def close(self) -> None:

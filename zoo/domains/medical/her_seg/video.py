@@ -242,11 +242,14 @@ def stacks_from(paths: Sequence[Path], config: Config, facts: Mapping[str, Any])
 
     Raises:
         DataError: A path holds no volume and no clip.
-        ConfigError: Prompts are given, which belong to single pictures.
+        ConfigError: Prompts for a single picture are given.
     """
     given = config.predict
-    if given.points or given.boxes or given.mask_prompt or given.prompts:
-        msg = "predict: prompts are for single pictures, not for volumes and clips; leave them out"
+    if given.points or given.boxes or given.mask_prompt:
+        msg = (
+            "predict.points, boxes and mask_prompt are for a single picture; those of slices and "
+            "frames go into the json of predict.prompts as '<name>/<number>', counted from 0"
+        )
         raise ConfigError(msg)
     coding = Coding(Classes.of_facts(facts))
     stacks: list[Stack] = []

@@ -172,7 +172,7 @@ class VolumeStack:
         return None
 
     def prompts(self, index: int) -> Prompts | None:
-        """None: prompts are for single pictures."""
+        """None: files of this kind hold none; `predict.prompts` may name some."""
         return None
 
     def write(self, out: Path, labels: Callable[[int], np.ndarray]) -> list[Path]:
