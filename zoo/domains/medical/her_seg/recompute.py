@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from zoo.domains.medical.batch_norm import Normalised, normalise
 from zoo.kernels.products import dilation, gram, product
 
 aten: Any = torch.ops.aten
@@ -55,59 +56,6 @@ def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
 
 
 # -- batch normalisation ------------------------------------------------------------------------
-
-
-def _normalise(z: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised values, and what the backward pass needs of the statistics.
-
-    Returns:
-        (B, C, h, w), mean (C), and 1 / standard deviation (C) in training, variance (C) else.
-
-    Raises:
-        ValueError: Statistics of a single value are asked for.
-    """
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
-    if norm.training:
-        if z.numel() == z.shape[1]:
-            msg = f"batch statistics need more than one value a channel, got {tuple(z.shape)}"
-            raise ValueError(msg)
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-    y, batch_mean, inverse = aten.native_batch_norm(
-        z, norm.weight, norm.bias, mean, variance, norm.training, norm.momentum, norm.eps
-    )
-    return (y, batch_mean, inverse) if norm.training else (y, mean.clone(), variance.clone())
-
-
-class _Norm:
-    """A batch normalisation as the backward pass sees it."""
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        self.batch, self.eps = norm.training, norm.eps
-
-    def again(self, z: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
-        """The normalised values once more, (B, C, h, w) in the dtype of z."""
-        inverse = spread if self.batch else (spread + self.eps).rsqrt()
-        scale = gamma * inverse
-        shift = torch.addcmul(beta, mean, scale, value=-1)
-        return torch.addcmul(shift.view(-1, 1, 1), z, scale.view(-1, 1, 1)).to(z.dtype)
-
-    def backward(
-        self,
-        grad: Tensor,
-        z: Tensor,
-        gamma: Tensor,
-        mean: Tensor,
-        spread: Tensor,
-        wanted: tuple[bool, bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of z, gamma and beta."""
-        made: tuple[Tensor | None, Tensor | None, Tensor | None] = aten.native_batch_norm_backward(
-            grad, z, gamma, mean, spread, mean, spread, self.batch, self.eps, list(wanted)
-        )
-        return made
 
 
 def _convolve(x: Tensor, weight: Tensor, padding: int, groups: int) -> Tensor:
@@ -166,9 +114,9 @@ class _NormGeluConv(torch.autograd.Function):
         groups: int,
     ) -> Tensor:
         with as_given(z):
-            y, mean, spread = _normalise(z, norm)
+            y, mean, spread = normalise(z, norm)
             ctx.save_for_backward(z, gamma, beta, weight, mean, spread)
-            ctx.norm, ctx.padding, ctx.groups = _Norm(norm), padding, groups
+            ctx.norm, ctx.padding, ctx.groups = Normalised(norm), padding, groups
             return _convolve(functional.gelu(y), weight, padding, groups)
 
     @staticmethod
@@ -218,9 +166,9 @@ class _NormAddGelu(torch.autograd.Function):
         ctx: Any, z: Tensor, gamma: Tensor, beta: Tensor, shortcut: Tensor, norm: nn.BatchNorm2d
     ) -> Tensor:
         with as_given(z):
-            y, mean, spread = _normalise(z, norm)
+            y, mean, spread = normalise(z, norm)
             ctx.save_for_backward(z, gamma, beta, shortcut, mean, spread)
-            ctx.norm = _Norm(norm)
+            ctx.norm = Normalised(norm)
             return functional.gelu(y + shortcut)
 
     @staticmethod
