@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.errors import ConfigError, DataError
+from zoo.extras import optional
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -82,11 +82,7 @@ def pydicom() -> Any:
     Raises:
         ConfigError: It is not installed; the message holds the command that installs it.
     """
-    try:
-        return import_module("pydicom")
-    except ImportError:
-        msg = "DICOM files need the package 'pydicom': pip install '.[medical]'"
-        raise ConfigError(msg) from None
+    return optional("pydicom", "DICOM files are read by", "medical")
 
 
 def is_dicom(path: Path) -> bool:

@@ -12,12 +12,11 @@ Importing MONAI takes seconds; it happens when the first slice is augmented.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from zoo.errors import ConfigError
+from zoo.extras import optional
 
 
 class SliceAugmentation:
@@ -72,11 +71,7 @@ def _tensor(array: np.ndarray) -> Any:
 
 def _pipelines() -> tuple[Any, Any]:
     """What moves pixels, and what changes intensities in [0, 1]."""
-    try:
-        monai = import_module("monai.transforms")
-    except ImportError:
-        msg = "augmenting slices needs the package 'monai': pip install '.[medical]'"
-        raise ConfigError(msg) from None
+    monai = optional("monai.transforms", "slices are augmented by", "medical")
     both = ["image", "masks"]
     spatial = monai.Compose(
         [

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zoo.errors import ConfigError, DataError
+from zoo.errors import DataError
+from zoo.extras import optional
 
 Axis = Literal["axial", "coronal", "sagittal"]
 
@@ -218,8 +219,4 @@ def _monai() -> Any:
     Raises:
         ConfigError: It is not installed.
     """
-    try:
-        return import_module("monai.transforms")
-    except ImportError:
-        msg = "resampling volumes needs the package 'monai': pip install '.[medical]'"
-        raise ConfigError(msg) from None
+    return optional("monai.transforms", "volumes are resampled by", "medical")

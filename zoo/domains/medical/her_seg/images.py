@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from zoo import extras
 from zoo.domains.medical import dicom
-from zoo.errors import ConfigError, DataError
+from zoo.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 # Endings of files in which a pixel may come back with another value than it was given.
@@ -273,20 +273,12 @@ def _by_opencv(path: Path) -> np.ndarray:
 
 
 def opencv() -> Any:
-    """OpenCV, with its own threads off: its pool does not survive the fork of a worker process.
+    """OpenCV, as `zoo.extras` gives it.
 
     Raises:
-        ConfigError: It is not installed; the message holds the command that installs it.
+        ConfigError: It is not installed.
     """
-    try:
-        cv2 = import_module("cv2")
-    except ImportError:
-        msg = "this kind of file needs 'opencv-python-headless': pip install "
-        msg += "'zoo-medical-remote-reid[medical]'"
-        raise ConfigError(msg) from None
-    if cv2.getNumThreads() != 1:
-        cv2.setNumThreads(1)
-    return cv2
+    return extras.opencv("this kind of file is read by", "medical")
 
 
 def fingerprint_of(path: Path) -> int:

@@ -11,7 +11,6 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ import numpy as np
 
 from zoo import files
 from zoo.domains.medical.her_seg.grids import Grid, check_affine, check_same_grid, view_of
-from zoo.errors import ConfigError, DataError
+from zoo.errors import DataError
+from zoo.extras import optional
 from zoo.task import Finding
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -75,11 +75,7 @@ def nibabel() -> Any:
     Raises:
         ConfigError: It is not installed; the message holds the command that installs it.
     """
-    try:
-        return import_module("nibabel")
-    except ImportError:
-        msg = "NIfTI files need the package 'nibabel': pip install '.[medical]'"
-        raise ConfigError(msg) from None
+    return optional("nibabel", "NIfTI files are read by", "medical")
 
 
 def read_head(path: Path) -> Head:

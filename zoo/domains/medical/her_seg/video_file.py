@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from importlib import import_module
 from itertools import chain, pairwise
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +23,8 @@ import numpy as np
 
 from zoo import files
 from zoo.data import cache_dir, fingerprint
-from zoo.errors import ConfigError, DataError
+from zoo.errors import DataError
+from zoo.extras import optional
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mjpeg")
 # Part of the cache key: raise it whenever more is noted.
@@ -59,11 +59,7 @@ def pyav() -> Any:
     Raises:
         ConfigError: It is not installed; the message holds the command that installs it.
     """
-    try:
-        return import_module("av")
-    except ImportError:
-        msg = "video files need the package 'av': pip install '.[medical]'"
-        raise ConfigError(msg) from None
+    return optional("av", "video files are read by", "medical")
 
 
 def is_video(path: Path) -> bool:

@@ -12,15 +12,15 @@ import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo import extras
 from zoo.domains.medical import dicom
-from zoo.errors import ConfigError, DataError
+from zoo.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 PREVIEW = 192
@@ -84,20 +84,12 @@ class Prepared:
 
 
 def opencv() -> Any:
-    """OpenCV, with its own threads off: its pool does not survive the fork of a worker process.
+    """OpenCV, as `zoo.extras` gives it.
 
     Raises:
-        ConfigError: It is not installed; the message holds the command that installs it.
+        ConfigError: It is not installed.
     """
-    try:
-        cv2 = import_module("cv2")
-    except ImportError:
-        msg = "images are read by 'opencv-python-headless', which is missing: "
-        msg += "pip install '.[medical]'"
-        raise ConfigError(msg) from None
-    if cv2.getNumThreads() != 1:
-        cv2.setNumThreads(1)
-    return cv2
+    return extras.opencv("images are read by", "medical")
 
 
 def is_image(path: Path) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
-from zoo.errors import ConfigError
+from zoo.extras import optional
 
 _PURPOSE = {
     "openslide": "slide files are read by",
@@ -22,10 +21,5 @@ def need(module: str) -> Any:
     Raises:
         ConfigError: It is not installed; the message holds the command that installs it.
     """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        what = _PURPOSE.get(module.partition(".")[0], "this needs")
-        name = error.name or module
-        msg = f"{what} the package '{name}', which is missing: pip install '.[pathology]'"
-        raise ConfigError(msg) from None
+    purpose = _PURPOSE.get(module.partition(".")[0], "this needs")
+    return optional(module, purpose, "pathology")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ import pandas as pd
 from zoo.data import read_csv
 from zoo.domains.remote_sensing.crop_yield.config import CropData
 from zoo.domains.remote_sensing.crop_yield.yields import Repairs, fips_code, is_yield_table
-from zoo.errors import ConfigError, DataError
+from zoo.errors import DataError
+from zoo.extras import optional
 
 _CENSUS = ("StateFips", "CntyFips", "Longitude", "Latitude")
 _PLACES = ("State", "County", "Longitude", "Latitude")
@@ -155,11 +155,7 @@ def parse_outline(text: str, where: str) -> list[Polygon]:
         DataError: The text is no such geometry.
         ConfigError: defusedxml is missing.
     """
-    try:
-        tree = import_module("defusedxml.ElementTree")
-    except ModuleNotFoundError:
-        msg = "county outlines are read by the package 'defusedxml': pip install '.[remote]'"
-        raise ConfigError(msg) from None
+    tree = optional("defusedxml.ElementTree", "county outlines are read by", "remote")
     try:
         root = tree.fromstring(text)
         found = [root] if _tag(root) == "Polygon" else [e for e in root if _tag(e) == "Polygon"]

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo.errors import ConfigError, DataError
+from zoo.errors import DataError
+from zoo.extras import optional
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
@@ -29,13 +30,9 @@ _EDGE = 1e-6
 
 
 def _rasterio() -> Any:
-    try:
-        rasterio = import_module("rasterio")
-        for part in ("errors", "warp", "windows"):
-            import_module(f"rasterio.{part}")
-    except ModuleNotFoundError:
-        msg = "GeoTIFF and JPEG 2000 are read by the package 'rasterio': pip install '.[remote]'"
-        raise ConfigError(msg) from None
+    rasterio = optional("rasterio", "GeoTIFF and JPEG 2000 are read by", "remote")
+    for part in ("errors", "warp", "windows"):
+        import_module(f"rasterio.{part}")
     # GDAL's remarks reach the user as our errors; its own log lines would come on top.
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)
     return rasterio

@@ -13,9 +13,7 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +21,7 @@ from zoo import files
 from zoo.domains.remote_sensing.crop_yield.config import CropData
 from zoo.domains.remote_sensing.crop_yield.histograms import COMPOSITES, DAYS
 from zoo.domains.remote_sensing.crop_yield.prepare import Preparation
-from zoo.errors import ConfigError
+from zoo.extras import optional
 
 VERSION = 1
 STATES = {"17": (-89.4, 39.9), "18": (-86.3, 39.9), "19": (-93.5, 42.0)}
@@ -254,11 +252,7 @@ def write_raster(
     Raises:
         ConfigError: rasterio is missing.
     """
-    try:
-        rasterio: Any = import_module("rasterio")
-    except ModuleNotFoundError:
-        msg = "GeoTIFFs are written by the package 'rasterio': pip install '.[remote]'"
-        raise ConfigError(msg) from None
+    rasterio = optional("rasterio", "GeoTIFFs are written by", "remote")
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
         path,
