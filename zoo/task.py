@@ -153,12 +153,20 @@ class Export:
         outputs: Names of the outputs, in order.
         dynamic: Input name -> {axis: name of the dynamic size}.
         why_not: Reason when the model cannot be exported; the rest is then empty.
+        module: What is traced, where it is not the model itself: a module around it that prepares
+            the inputs or makes probabilities of logits. It returns tensors in the order of
+            `outputs`.
+        others: Further inputs, of other sizes, on which the exported file is compared with it.
+        about: Input or output name -> what it is: axes, range and units, in a few words.
     """
 
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     outputs: Sequence[str] = ()
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     why_not: str = ""
+    module: nn.Module | None = None
+    others: Sequence[Mapping[str, Tensor]] = ()
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -191,6 +199,19 @@ class Conversion:
     renamed: dict[str, str]
     dropped: dict[str, str]
     missing: list[str]
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What published weights that come without settings imply.
+
+    Attributes:
+        words: `key=value` settings that the tensors themselves tell, such as widths.
+        facts: What would travel with weights of our own.
+    """
+
+    words: Sequence[str]
+    facts: Facts
 
 
 class Task(ABC, Generic[C]):
@@ -397,8 +418,16 @@ class Task(ABC, Generic[C]):
         return Comparison(rows)
 
     def export(self, model: nn.Module, facts: Facts) -> Export:
-        """Example inputs for export, or why the model cannot be exported."""
+        """The network alone for export: example inputs, or why it cannot be exported."""
         return Export(why_not="not supported by this task yet")
+
+    def served(self, model: nn.Module, facts: Facts) -> Export:
+        """The model for people who load it by name: from what they have to what they want.
+
+        Preparation as the adapter does it and probabilities are inside, in torch's operators
+        alone; by default it is the network.
+        """
+        return self.export(model, facts)
 
     def convert(self, state: Mapping[str, Tensor]) -> Conversion:
         """An official checkpoint's tensors under our names.
@@ -407,4 +436,16 @@ class Task(ABC, Generic[C]):
             ConfigError: There is no official checkpoint for the task.
         """
         msg = f"task '{self.config.task}' has no official checkpoint to convert"
+        raise ConfigError(msg)
+
+    def adopt(self, state: Mapping[str, Tensor]) -> Adoption:
+        """Settings and facts of published weights under our names that come without any.
+
+        Raises:
+            ConfigError: The tensors do not tell enough; a training set has to.
+        """
+        msg = (
+            f"task '{self.config.task}': these weights come without settings and facts; "
+            "use them for training (`zoo train weights=…`)"
+        )
         raise ConfigError(msg)
