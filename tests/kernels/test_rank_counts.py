@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels import RankResult, rank_counts
+from zoo.kernels.rank_counts import native
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "reid"
 PATHS = ["reference", "torch"]
@@ -261,15 +262,68 @@ def test_without_numpy_rows_are_sorted_by_torch(monkeypatch: pytest.MonkeyPatch)
     assert same(one, rank_counts(None, None, *marks, distances=distances))
 
 
-@pytest.mark.slow
-def test_compiled_counting_agrees() -> None:
-    marks, distances = labels(20, 300), torch.randint(50, (20, 300)).float()
+needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="there is no C compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_counting_agrees(dtype: torch.dtype) -> None:
+    marks = labels(20, 5000, ids=400)
+    distances = torch.randint(900, (20, 5000)).to(dtype)
+    distances[3, 7], distances[4, 8] = math.inf, -math.inf
     for ties in ("optimistic", "pessimistic", "stable"):
         one, other = (
             rank_counts(None, None, *marks, distances=distances, ties=ties, compiled=compiled)
             for compiled in (False, True)
         )
         assert same(one, other)
+
+
+@needs_compiler
+def test_compiled_counts_are_those_of_comparisons() -> None:
+    rows, limits = torch.randint(40, (6, 2500)).float(), torch.randint(40, (6, 11)).float()
+    rows[2, 2049] = math.nan
+    many = torch.tensor([11, 4, 3, 0, 1, 7])
+    wide = torch.cat([rows, torch.full((6, 3), math.nan)], 1)[:, :2500]  # rows further apart
+    below, up_to, bad = native.counts(wide, limits, many)
+    real = torch.arange(11) < many[:, None]
+    assert torch.equal(below, (rows[:, None] < limits[..., None]).sum(2) * real)
+    assert torch.equal(up_to, (rows[:, None] <= limits[..., None]).sum(2) * real)
+    assert bad.tolist() == [False, False, True, False, False, False]
+
+
+@needs_compiler
+def test_the_compiled_loop_is_taken_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    counts = native.counts
+    monkeypatch.setattr(native, "counts", lambda *a: calls.append(len(a[0])) or counts(*a))
+    monkeypatch.setattr(sys.modules["zoo.kernels.rank_counts.op"], "_WORTH", 1000)
+    few, many = torch.rand(4, 300), torch.rand(4, 200)
+    for distances, ids in (
+        (few, torch.arange(300) % 30),
+        (many, torch.zeros(200, dtype=torch.long)),
+    ):
+        found = rank_counts(None, None, [0] * 4, ids, distances=distances)
+        with monkeypatch.context() as patch:
+            patch.setenv("ZOO_KERNELS", "torch")
+            assert same(found, rank_counts(None, None, [0] * 4, ids, distances=distances))
+    assert calls == [4]
+
+
+def test_without_a_compiler_rows_are_sorted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    marks, distances = labels(9, 50), torch.rand(9, 50)
+    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
+    monkeypatch.setattr(sys.modules["zoo.kernels.rank_counts.op"], "_WORTH", 1)
+    native.library.cache_clear()
+    try:
+        found = rank_counts(None, None, *marks, distances=distances)
+        with pytest.raises(RuntimeError, match="needs a C compiler"):
+            rank_counts(None, None, *marks, distances=distances, compiled=True)
+    finally:
+        native.library.cache_clear()
+    assert same(found, rank_counts(None, None, *marks, distances=distances, compiled=False))
 
 
 def test_nan_is_refused_by_query(path: str) -> None:

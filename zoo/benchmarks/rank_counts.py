@@ -121,12 +121,12 @@ def _against_slow(device: torch.device, quick: bool) -> list[Row]:
     def run() -> RankResult:
         return rank_counts(None, None, *marked, distances=there)
 
-    ours = interleaved({"torch": run}, device, rounds=3)["torch"]
+    ours = interleaved({"zoo": run}, device, rounds=3)["zoo"]
     once = {}
     for name, form in slow.items():
         keep = partial(_keep, found, name, form)
         (once[name],) = interleaved({name: keep}, CPU, rounds=1, warmups=0)[name]
-        ours += interleaved({"torch": run}, device, rounds=3, warmups=0)["torch"]
+        ours += interleaved({"zoo": run}, device, rounds=3, warmups=0)["zoo"]
     result = run()
     errors = [
         float((result.cmc(_TOP).cpu() - torch.as_tensor(c)).abs().max()) for c, _ in found.values()
@@ -139,7 +139,7 @@ def _against_slow(device: torch.device, quick: bool) -> list[Row]:
         for name, ms in once.items()
     ]
     spread = (own, quantile(ours, 0.1), quantile(ours, 0.9))
-    mine = Row(*case, "torch", "fwd", device_name(device), *spread, first / own)
+    mine = Row(*case, "zoo", "fwd", device_name(device), *spread, first / own)
     mine.error, mine.versions = max(errors), versions()
     return [*made, mine]
 
@@ -154,15 +154,16 @@ def _ranking(device: torch.device, quick: bool) -> list[Row]:
     there, marked = distances.to(device), [m.to(device) for m in marks]
     forms: dict[str, Form] = {
         "argsort loop": partial(argsort_loop, distances, marks),
-        "torch": partial(rank_counts, None, None, *marked, distances=there),
-        "torch, stable ties": partial(
+        "zoo": partial(rank_counts, None, None, *marked, distances=there),
+        "zoo, stable ties": partial(
             rank_counts, None, None, *marked, distances=there, ties="stable"
         ),
+        "rows sorted": partial(rank_counts, None, None, *marked, distances=there, compiled=False),
     }
     case = f"ranking, {queries} x {GALLERY}"
     memory = None
     if not quick and device.type == "cpu":
-        memory = {form: peak_cpu(make, form, queries) for form in ("argsort loop", "torch")}
+        memory = {form: peak_cpu(make, form, queries) for form in ("argsort loop", "zoo")}
     return rows("rank_counts", case, "fwd", forms, device, rounds=5, memory=memory)
 
 
@@ -174,11 +175,11 @@ def _evaluation(device: torch.device, quick: bool) -> list[Row]:
     marks = [m.to(device) for m in labels(queries)]
     forms: dict[str, Form] = {
         "distances alone": lambda: query @ gallery.mT,
-        "torch": lambda: rank_counts(query, gallery, *marks),
+        "zoo": lambda: rank_counts(query, gallery, *marks),
     }
     memory = None
     if device.type == "cpu" and not quick:
-        memory = {"torch": peak_cpu(make, "features", queries)}
+        memory = {"zoo": peak_cpu(make, "features", queries)}
     case = f"features to mAP, {queries} x {GALLERY} x {WIDTH}"
     return rows("rank_counts", case, "fwd", forms, device, rounds=5, memory=memory)
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zoo.kernels._dispatch import path_for
+from zoo.kernels._dispatch import choice, path_for
 from zoo.kernels._ragged import full_precision
+from zoo.kernels.rank_counts import native
 from zoo.kernels.rank_counts.reference import RankResult, Ties, rank_row, summarise
 from zoo.kernels.rank_counts.torch_path import Distances, Labels, ranking, refuse_nan
 
@@ -17,6 +18,7 @@ METRICS = ("cosine", "euclidean")
 # Enough rows for the product of matrices to run at full speed, few enough for 100 MB in all.
 _CHUNK, _CHUNK_BYTES = 512, 40 * 2**20
 _WIDENED_BYTES = 16 * 2**20
+_WORTH = 2**24  # distances
 
 
 @torch.no_grad()
@@ -32,7 +34,7 @@ def rank_counts(
     distances: Tensor | None = None,
     chunk: int | None = None,
     ties: Ties = "optimistic",
-    compiled: bool = False,
+    compiled: bool | None = None,
 ) -> RankResult:
     """Ranks the matches of every query without sorting the gallery or storing all distances.
 
@@ -56,14 +58,16 @@ def rank_counts(
             40 MB hold.
         ties: Which comes first of a match and another item at the same distance: `optimistic` the
             match, `pessimistic` the other item, `stable` the earlier in the gallery.
-        compiled: Whether torch.compile may compare and sum instead of sorting rows; needs a C++
-            compiler (or a GPU), and pays where many evaluations follow each other.
+        compiled: Whether compiled code compares and sums instead of sorting rows, while queries
+            have few matches: on the CPU a loop in C, elsewhere torch.compile. None: the loop in C
+            where a compiler is found and the work is large enough to pay for it.
 
     Returns:
         Average precision and ranks of every query, with `map`, `minp` and `cmc(top)`.
 
     Raises:
         ValueError: Shapes or names do not fit, or a distance is NaN.
+        RuntimeError: `compiled=True` on the CPU, and there is no C compiler.
     """
     wrong = metric not in METRICS or ties not in get_args(Ties)
     if wrong or (chunk is not None and chunk < 1):
@@ -84,7 +88,14 @@ def rank_counts(
         source = _computed(query, gallery, metric, rows)
     if path_for(like, False, "rank_counts has no Triton kernel") == "reference":
         return _defined(shape[0], labels, source, ties)
+    if compiled is None:
+        compiled = _pays(like, shape) and native.library() is not None
     return ranking(shape[0], labels, source, rows, compiled=compiled, ties=ties)
+
+
+def _pays(like: Tensor, shape: tuple[int, int]) -> bool:
+    """Whether the loop in C, built in a fraction of a second once, is worth looking for."""
+    return like.device.type == "cpu" and choice() == "auto" and shape[0] * shape[1] >= _WORTH
 
 
 def _chunk(shape: tuple[int, int], itemsize: int) -> int:

@@ -3,7 +3,8 @@
 Only the few matches of a query need a rank, and a rank is a count of smaller distances. Sorting
 the values of a row (not their indices) makes every count a binary search. NumPy sorts values with
 SIMD, many times faster than PyTorch sorts rows, so on the CPU it does that where it is installed,
-in a few rows of scratch that stay in the processor's cache while they are searched.
+in a few rows of scratch that stay in the processor's cache while they are searched. Where a
+compiler is there and a query has few matches, comparing all values with each is faster still.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.kernels.rank_counts import native
 from zoo.kernels.rank_counts.reference import RankResult, Ties
 
 Distances = Callable[[int, int], Tensor]
 """Gives the (last - first, G) distances of queries first..last-1, good until the next call."""
 
 _SCRATCH_ROWS = 64
+_FEW = 48  # matches a query; sorting a row takes as long as comparing it with this many limits
 
 
 class Labels(NamedTuple):
@@ -174,9 +177,8 @@ def chunk_ranks(
     match_below, match_up_to = _bounds(limits, limits, own.match_count)
     junk_below, junk_up_to = _bounds(own.junk, limits, own.junk_count)
     own_below, own_up_to = match_below + junk_below, match_up_to + junk_up_to
-    if compiled:
-        refuse_nan(distances.amin(dim=1), first)
-        below, up_to = _compiled()(distances, limits)
+    if compiled and _by_comparing(distances, own):
+        below, up_to = _compared(distances, own, first)
         tied = up_to - below > own_up_to - own_below
     else:
         below, tied, up_to = _sorted_counts(
@@ -185,6 +187,21 @@ def chunk_ranks(
     place = torch.arange(1, limits.shape[1] + 1, device=limits.device)
     others = up_to - own_up_to if pessimistic else below - own_below
     return place + others, tied
+
+
+def _by_comparing(distances: Tensor, own: Near) -> bool:
+    """Whether few enough matches are looked for that comparing beats sorting."""
+    return distances.device.type != "cpu" or float(own.match_count.double().mean()) <= _FEW
+
+
+def _compared(distances: Tensor, own: Near, first: int) -> tuple[Tensor, Tensor]:
+    """Counts below and up to each limit, in compiled code."""
+    if distances.device.type == "cpu":
+        below, up_to, bad = native.counts(distances, own.matches, own.match_count[:, 0])
+        refuse_nan(torch.where(bad, torch.nan, 0.0), first)
+        return below, up_to
+    refuse_nan(distances.amin(dim=1), first)
+    return _compiled()(distances, own.matches)
 
 
 def _sorted_counts(
