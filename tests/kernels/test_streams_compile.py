@@ -12,7 +12,14 @@ from tests.kernels.compiling import compile_for
 
 pytest.importorskip("triton")
 
-from zoo.kernels import MutualAttention, _launch, signed_sqrt_attention
+from zoo.kernels import (
+    BroadcastGate,
+    FewKeyAttention,
+    GatedLinearAttention,
+    MutualAttention,
+    QueryPool,
+    _launch,
+)
 from zoo.kernels._launch import Tile
 from zoo.kernels.gated_linear_attention import triton_path as linear
 from zoo.kernels.mutual_attention import triton_path as mutual
@@ -88,12 +95,34 @@ def test_linear_attention(capability: int, dtype: torch.dtype, tile: Tile, name:
     assert made.spilled <= SPILLS
 
 
-def test_inductor_compiles_around_the_operator() -> None:
+def blocks() -> dict[str, tuple[torch.nn.Module, tuple[Any, ...]]]:
+    """Block -> module and inputs; those with a gradient are compared by it too."""
     torch.manual_seed(0)
-    inputs = [torch.randn(1, 4, 30, requires_grad=True) for _ in range(3)]
-    compiled = torch.compile(MutualAttention("signed_sqrt"), fullgraph=True)
-    out, plain = compiled(*inputs), signed_sqrt_attention(*inputs)
-    torch.testing.assert_close(out, plain)
-    ours = torch.autograd.grad([x.square().sum() for x in out], inputs)
-    theirs = torch.autograd.grad([x.square().sum() for x in plain], inputs)
-    torch.testing.assert_close(ours, theirs)
+
+    def some(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, requires_grad=True)
+
+    return {
+        "mutual, signed_sqrt": (
+            MutualAttention("signed_sqrt"),
+            tuple(some(1, 4, 30) for _ in range(3)),
+        ),
+        "gated linear": (GatedLinearAttention(16, 4), (some(2, 30, 16), (5, 6))),
+        "query pool": (QueryPool(16, 4), (some(2, 3, 16), some(2, 30, 16))),
+        "few keys": (FewKeyAttention(16, 4), (some(2, 30, 16), some(2, 3, 16))),
+        "broadcast gate": (BroadcastGate(6), (some(2, 6, 9, 9), some(2, 1, 16, 16))),
+    }
+
+
+@pytest.mark.parametrize("name", list(blocks()))
+def test_inductor_compiles_around_the_operator(name: str) -> None:
+    module, inputs = blocks()[name]
+    compiled = torch.compile(module, fullgraph=True)
+    wanted = [*module.parameters(), *(x for x in inputs if isinstance(x, torch.Tensor))]
+    found = []
+    for form in (compiled, module):
+        out = form(*inputs)
+        parts = [out] if isinstance(out, torch.Tensor) else [x for x in out if x is not None]
+        total = sum(x.square().sum() for x in parts)
+        found.append((parts, torch.autograd.grad(total, wanted, allow_unused=True)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)

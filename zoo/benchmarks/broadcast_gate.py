@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.benchmarks.harness import Row, rows
+from zoo.benchmarks.harness import Row, can_compile, rows
 from zoo.kernels import BroadcastGate, broadcast_gate, legacy_resize
 from zoo.kernels.broadcast_gate import reference
 
 Gate = Callable[..., Tensor]
+_COMPILED = 256
+"""Channels of the cases that torch.compile is asked for, which takes its time."""
 
 
 def _forward(gate: Gate, inputs: list[Tensor]) -> None:
@@ -67,10 +69,14 @@ def run(device: torch.device, quick: bool = False) -> list[Row]:
         level = torch.rand(1, 1, 256, 256, device=device).requires_grad_()
         module = BroadcastGate(channels).to(device)
         forms: dict[str, Gate] = {"eager": head(module, reference.legacy_resize), "torch": module}
+        if channels == _COMPILED and not quick and can_compile(device):
+            forms["compile"] = torch.compile(forms["eager"], dynamic=False)
         measure(f"scale head, 1 x {channels} x {side} x {side}", forms, [x, level])
     for channels, side in ((256, 28),) if quick else ((256, 56), (256, 28), (512, 7)):
         x = torch.rand(4, channels, side, side, device=device).requires_grad_()
         level = torch.rand(4, 1, 64, 64, device=device).requires_grad_()
         gates: dict[str, Gate] = {"eager, map expanded": expanded, "torch": once}
+        if channels == _COMPILED and side == 28 and not quick and can_compile(device):
+            gates["compile"] = torch.compile(expanded, dynamic=False)
         measure(f"pixel gate, 4 x {channels} x {side} x {side}", gates, [x, level])
     return found

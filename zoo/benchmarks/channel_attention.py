@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from zoo.benchmarks.harness import Row, rows
+from zoo.benchmarks.harness import Row, can_compile, rows
 from zoo.kernels import channel_attention, channel_mutual_attention
 
 Attention = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -53,7 +53,11 @@ def run(device: torch.device, quick: bool = False) -> list[Row]:
                 for _ in range(count)
             ]
             for mode, run_one in (("fwd", _forward), ("fwd+bwd", _both)):
-                runs = {name: partial(run_one, attend, inputs) for name, attend in forms.items()}
+                tried = dict(forms)
+                if kind == "softmax" and not quick and can_compile(device):
+                    torch._dynamo.reset()
+                    tried["compile"] = torch.compile(plain_softmax, dynamic=False)
+                runs = {name: partial(run_one, attend, inputs) for name, attend in tried.items()}
                 case = f"{kind}, 2 x {channels} x {positions}, float32"
                 found += rows(
                     "channel_attention", case, mode, runs, device, rounds=5 if quick else 15

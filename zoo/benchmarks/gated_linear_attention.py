@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zoo.benchmarks.harness import Form, Row, peak_cpu, peak_cuda, rows
+from zoo.benchmarks.harness import Form, Row, can_compile, peak_cpu, peak_cuda, rows
 from zoo.kernels import gated_linear_attention, rotary_table
 from zoo.kernels.gated_linear_attention import reference
 
@@ -53,7 +53,10 @@ FORMS: dict[str, Attention] = {
     "eager": written_out,
     "definition": reference.gated_linear_attention,
     "torch": gated_linear_attention,
+    "compile": written_out,
 }
+_COMPILED = (8, 96)
+"""Batch and channels of the case that torch.compile is asked for: it takes half a minute."""
 
 
 def _forward(attend: Attention, inputs: list[Tensor], side: int, heads: int) -> None:
@@ -77,6 +80,9 @@ def make(
         return [torch.randn(s).to(**kept).requires_grad_() for s in shapes]
 
     attend, tokens, few = FORMS[form], inputs(_SIDE, batch), inputs(2, 1)
+    if form == "compile":
+        torch._dynamo.reset()
+        attend = torch.compile(attend, dynamic=False)
     # What the first call ever loads (operators, workspaces of the library) is not the form's own.
     torch.autograd.grad(attend(*few, (2, 2), heads).sum(), few)
     if mode == "fwd":
@@ -98,12 +104,15 @@ def run(device: torch.device, quick: bool = False) -> list[Row]:
         for batch, channels, heads in cases:
             for mode in ("fwd", "fwd+bwd"):
                 size = (mode, batch, channels, heads, device.type, dtype)
-                runs = {form: make(form, *size) for form in FORMS}
+                asked = (batch, channels) == _COMPILED and can_compile(device)
+                forms = [form for form in FORMS if form != "compile" or asked]
+                runs = {form: make(form, *size) for form in forms}
                 peaks = None
                 if not quick:
                     peaks = {
                         form: peak_cuda(one) if cuda else peak_cpu(make, form, *size)
                         for form, one in runs.items()
+                        if cuda or form != "compile"  # its compiler's memory is not its own
                     }
                 case = f"{batch} x {_SIDE**2} x {channels}, {heads} heads, {dtype}"
                 rounds = 30 if cuda else 5 if quick else 9

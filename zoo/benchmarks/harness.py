@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import shutil
 import statistics
 import sys
 import threading
@@ -145,6 +146,11 @@ def on_path(path: str, form: Form) -> Form:
                 os.environ["ZOO_KERNELS"] = before
 
     return run
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs for the device: Triton, or a C++ compiler."""
+    return device.type == "cuda" or shutil.which(os.environ.get("CXX") or "g++") is not None
 
 
 def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:

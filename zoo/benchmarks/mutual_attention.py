@@ -4,23 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from zoo.benchmarks.harness import Form, Row, peak_cpu, peak_cuda, rows
+from zoo.benchmarks.harness import Form, Row, can_compile, peak_cpu, peak_cuda, rows
 from zoo.kernels import signed_sqrt_attention, two_stream_attention
 from zoo.kernels.mutual_attention import reference
 
 Attention = Callable[..., tuple[Tensor, ...]]
 
+
+def twice(query: Tensor, key: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Two calls of PyTorch's attention, which make the same scores twice."""
+    return tuple(functional.scaled_dot_product_attention(query, key, v) for v in values)
+
+
+def flexible(query: Tensor, key: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """PyTorch's flexible attention over both values side by side."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    both = torch.cat(values, dim=-1).unsqueeze(1)
+    out: Any = flex_attention(query.unsqueeze(1), key.unsqueeze(1), both)
+    return tuple(out.squeeze(1).split([v.shape[-1] for v in values], dim=-1))
+
+
 FORMS: dict[str, dict[str, Attention]] = {
     "signed_sqrt": {
         "eager": reference.signed_sqrt_attention,
         "torch": signed_sqrt_attention,
+        "compile": reference.signed_sqrt_attention,
     },
-    "softmax": {"eager": reference.two_stream_attention, "torch": two_stream_attention},
+    "softmax": {
+        "eager": reference.two_stream_attention,
+        "torch": two_stream_attention,
+        "two SDPA": twice,
+        "compile": reference.two_stream_attention,
+        "flex": flexible,
+    },
 }
+"""Form -> attention; those of `_BUILT` are compiled, and `flex` has no backward on the CPU."""
+_BUILT = ("compile", "flex")
 
 
 def _forward(attend: Attention, inputs: list[Tensor]) -> None:
@@ -43,14 +69,38 @@ def make(
         inputs = [x.relu() for x in inputs]
     inputs = [x.requires_grad_() for x in inputs]
     attend = FORMS[kind][form]
+    if form in _BUILT:
+        torch._dynamo.reset()
+        attend = torch.compile(attend, dynamic=False)
+        if form == "flex" and mode == "fwd":
+            inputs = [x.detach() for x in inputs]  # on the CPU it refuses what wants a gradient
+        return _bound(kind, attend, mode, inputs, shapes, kept)
     # What the first call ever loads (operators, workspaces of the library) is not the form's own.
     tiny = [x.detach()[:1, :4, :4].requires_grad_() for x in inputs]
     torch.autograd.grad([x.sum() for x in attend(*tiny)], tiny)
+    return _bound(kind, attend, mode, inputs, shapes, kept)
+
+
+def _bound(
+    kind: str,
+    attend: Attention,
+    mode: str,
+    inputs: list[Tensor],
+    shapes: tuple[tuple[int, ...], ...],
+    kept: dict[str, Any],
+) -> Form:
     if mode == "fwd":
         return partial(_forward, attend, inputs)
     outs = shapes if kind == "signed_sqrt" else shapes[2:]
     probes = [torch.randn(s).to(**kept) for s in outs]
     return partial(_both, attend, inputs, probes)
+
+
+def _runs(form: str, mode: str, device: torch.device, built: bool) -> bool:
+    if form not in _BUILT:
+        return True
+    backward = form != "flex" or device.type == "cuda"
+    return built and can_compile(device) and (backward or mode == "fwd")
 
 
 def _case(
@@ -62,15 +112,17 @@ def _case(
     dtype: str = "float32",
 ) -> list[Row]:
     found = []
-    forms = list(FORMS[kind])
     for mode in ("fwd", "fwd+bwd"):
+        forms = [form for form in FORMS[kind] if _runs(form, mode, device, built=memory)]
         arguments = (mode, shapes, device.type, dtype)
         runs = {form: make(kind, form, *arguments) for form in forms}
         peaks = None
         if memory and device.type == "cuda":
             peaks = {form: peak_cuda(run) for form, run in runs.items()}
         elif memory:
-            peaks = {form: peak_cpu(make, kind, form, *arguments) for form in forms}
+            # A compiler's own memory would be taken for the form's.
+            plain = [form for form in forms if form not in _BUILT]
+            peaks = {form: peak_cpu(make, kind, form, *arguments) for form in plain}
         case = f"{kind}, {' x '.join(str(n) for n in shapes[0])}, {dtype}"
         if kind == "softmax":
             case += f", values {shapes[2][-1]} + {shapes[3][-1]}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zoo.benchmarks.harness import Form, Row, on_path, peak_cpu, peak_cuda, rows
+from zoo.benchmarks.harness import Form, Row, can_compile, on_path, peak_cpu, peak_cuda, rows
 from zoo.kernels import FewKeyAttention, QueryPool
 from zoo.kernels.few_key_attention import explicit_attention
 
@@ -67,8 +67,12 @@ def make(
     if block == "query_pool":
         pool = QueryPool(width, heads, inner=inner, key_norm=norm).to(device)
         module, probe = pool, torch.randn(bags, few, width, device=device)
-        if form == "key/value":
-            compute = lambda: plain_pool(pool, short, many)  # noqa: E731
+        if form in ("key/value", "compile"):
+            plain: Callable[..., Tensor] = plain_pool
+            if form == "compile":
+                torch._dynamo.reset()
+                plain = torch.compile(plain_pool, dynamic=False)
+            compute = lambda: plain(pool, short, many)  # noqa: E731
         else:
             compute = lambda: pool(short, many).features  # noqa: E731
     else:
@@ -79,7 +83,7 @@ def make(
         else:
             compute = lambda: fold(many, short)  # noqa: E731
     run = _run(compute, [many, short, *module.parameters()], mode, probe)
-    return run if form == "key/value" else on_path(form, run)
+    return run if form in ("key/value", "compile") else on_path(form, run)
 
 
 def run(device: str | torch.device, quick: bool = False) -> list[Row]:
@@ -93,14 +97,17 @@ def run(device: str | torch.device, quick: bool = False) -> list[Row]:
     names = ("key/value", "reference", "torch")
     cases = [("query_pool", "FusionReID"), ("query_pool", "HER-Seg")]
     for block, name in [*cases, ("few_key_attention", "HER-Seg")]:
-        forms_of = names if block == "query_pool" else ("key/value", "torch")
+        forms_of: tuple[str, ...] = names if block == "query_pool" else ("key/value", "torch")
+        if block == "query_pool" and not quick and can_compile(where):
+            forms_of = (*names, "compile")
         for mode in ("fwd", "fwd+bwd"):
             forms = {f: make(block, name, f, mode, str(where), quick) for f in forms_of}
             memory: dict[str, float] = {}
             if where.type == "cuda":
                 memory = {f: peak_cuda(form) for f, form in forms.items()}
             elif not quick:  # a process a form, whose start takes longer than what it measures
-                memory = {f: peak_cpu(make, block, name, f, mode, "cpu", quick) for f in forms}
+                plain = [f for f in forms if f != "compile"]  # its compiler's memory is not its own
+                memory = {f: peak_cpu(make, block, name, f, mode, "cpu", quick) for f in plain}
             shape = " x ".join(str(size) for size in SHAPES[name][:3])
             turns = 30 if where.type == "cuda" else 5
             found += rows(
