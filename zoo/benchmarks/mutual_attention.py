@@ -45,7 +45,7 @@ FORMS: dict[str, dict[str, Attention]] = {
         "flex": flexible,
     },
 }
-"""Form -> attention; those of `_BUILT` are compiled, and `flex` has no backward on the CPU."""
+"""Form -> attention; those of `_BUILT` are compiled, and `flex` only for a GPU."""
 _BUILT = ("compile", "flex")
 
 
@@ -72,8 +72,6 @@ def make(
     if form in _BUILT:
         torch._dynamo.reset()
         attend = torch.compile(attend, dynamic=False)
-        if form == "flex" and mode == "fwd":
-            inputs = [x.detach() for x in inputs]  # on the CPU it refuses what wants a gradient
         return _bound(kind, attend, mode, inputs, shapes, kept)
     # What the first call ever loads (operators, workspaces of the library) is not the form's own.
     tiny = [x.detach()[:1, :4, :4].requires_grad_() for x in inputs]
@@ -96,11 +94,20 @@ def _bound(
     return partial(_both, attend, inputs, probes)
 
 
-def _runs(form: str, mode: str, device: torch.device, built: bool) -> bool:
+def _runs(form: str, device: torch.device, built: bool) -> bool:
     if form not in _BUILT:
         return True
-    backward = form != "flex" or device.type == "cuda"
-    return built and can_compile(device) and (backward or mode == "fwd")
+    return built and can_compile(device) and (form != "flex" or device.type == "cuda")
+
+
+def _works(form: str, run: Form) -> bool:
+    """Whether a compiler takes this form at this shape; the rest is measured without it."""
+    try:
+        run()
+    except Exception as error:  # compilers raise all sorts
+        print(f"{form} is left out: {(str(error).strip().splitlines() or ['no reason'])[0]}")
+        return False
+    return True
 
 
 def _case(
@@ -113,15 +120,16 @@ def _case(
 ) -> list[Row]:
     found = []
     for mode in ("fwd", "fwd+bwd"):
-        forms = [form for form in FORMS[kind] if _runs(form, mode, device, built=memory)]
+        forms = [form for form in FORMS[kind] if _runs(form, device, built=memory)]
         arguments = (mode, shapes, device.type, dtype)
         runs = {form: make(kind, form, *arguments) for form in forms}
+        runs = {f: run for f, run in runs.items() if f not in _BUILT or _works(f, run)}
         peaks = None
         if memory and device.type == "cuda":
             peaks = {form: peak_cuda(run) for form, run in runs.items()}
         elif memory:
             # A compiler's own memory would be taken for the form's.
-            plain = [form for form in forms if form not in _BUILT]
+            plain = [form for form in runs if form not in _BUILT]
             peaks = {form: peak_cpu(make, kind, form, *arguments) for form in plain}
         case = f"{kind}, {' x '.join(str(n) for n in shapes[0])}, {dtype}"
         if kind == "softmax":
