@@ -6,6 +6,24 @@ catchable as the builtin that fits them, so that library users need not import t
 
 from __future__ import annotations
 
+import unicodedata
+
+_TURNING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # marks that reverse what follows
+
+
+def printable(text: str) -> str:
+    """Text that any terminal shows as it is: file names may hold what is none.
+
+    Control characters but the line's end, halves of surrogate pairs (bytes that are no UTF-8),
+    line separators and marks of direction are written as escapes.
+    """
+    return "".join(
+        c.encode("unicode_escape").decode("ascii")
+        if c != "\n" and (unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or ord(c) in _TURNING)
+        else c
+        for c in text
+    )
+
 
 class ZooError(Exception):
     """Base of all errors the zoo raises on purpose.
@@ -16,6 +34,9 @@ class ZooError(Exception):
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(ZooError, ValueError):

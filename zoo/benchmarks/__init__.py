@@ -1,4 +1,4 @@
-"""What `zoo bench` runs: blocks and tasks, one file each, and the committed table of results.
+"""What `zoo bench` runs: blocks, tasks and the loop, one file each, and committed results.
 
 Blocks run with torch, triton and numpy alone: `python -m zoo.benchmarks NAME`. Tasks need the
 whole zoo and the extras of their field.
@@ -31,7 +31,14 @@ TASKS = {
 }
 """The same for what a task costs as a whole."""
 
-NAMES = BLOCKS | TASKS
+LOOP = {
+    "download": ("zoo.benchmarks.download",),
+    "engine": ("zoo.benchmarks.engine",),
+    "scaling": ("zoo.benchmarks.scaling",),
+}
+"""The same for what is around the models."""
+
+NAMES = BLOCKS | TASKS | LOOP
 
 
 def run(name: str, device: Any, quick: bool = False) -> list[Any]:
