@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.benchmarks.killing import only_run as only_run
+from zoo.benchmarks.killing import values as values
 from zoo.runs import Run
 
 STUBS = Path(__file__).parent / "stubs" / "registry.yaml"
@@ -41,23 +43,6 @@ def good(*words: str | Path) -> Result:
     result = run_zoo(*words)
     assert result.code == 0, result.err + result.out
     return result
-
-
-def only_run(out: Path) -> Run:
-    """The one run of a workspace."""
-    (file,) = out.glob("*/run.json")
-    return Run(file.parent)
-
-
-def values(run: Run, *, timed: bool = False) -> dict[tuple[str, int], float | None]:
-    """Every metric by name and step; a name and step that comes twice fails."""
-    found: dict[tuple[str, int], float | None] = {}
-    for row in run.metrics():
-        for name, value in row["values"].items():
-            if timed or not name.startswith("time/"):
-                assert (name, row["step"]) not in found, f"{name} twice at step {row['step']}"
-                found[name, row["step"]] = value
-    return found
 
 
 def series(run: Run, name: str) -> list[float]:

@@ -8,13 +8,16 @@ names the newest and the best. A file whose hash is wrong is never used.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import pickle
+import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from zoo import files
 from zoo.errors import ResumeError, WeightsError
 
 FORMAT = 1
+_LEAST_FREE = 1_000_000  # bytes; a disk with less counts as full
 _MODEL, _STATE, _META, _INDEX = "model.safetensors", "state.pt", "meta.json", "index.json"
 
 
@@ -88,6 +92,7 @@ def save(
 
     Raises:
         ZooError: The disk has not enough room; nothing is left behind.
+        OSError: Writing failed; nothing is left behind either.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = _separate(model)
@@ -96,8 +101,8 @@ def save(
     fresh = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     stale = folder / f".stale-{final.name}-{secrets.token_hex(4)}"
     try:
-        save_file(weights, fresh / _MODEL)
-        torch.save(state, fresh / _STATE)
+        _write(fresh / _MODEL, lambda p: save_file(weights, p))
+        _write(fresh / _STATE, lambda p: torch.save(state, p))
         hashes = {}
         for name in (_MODEL, _STATE):
             files.sync(fresh / name)
@@ -117,6 +122,21 @@ def save(
         raise
     clean(folder)
     return final
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """Let a library write a file; whatever its writer raises becomes an OSError with the reason.
+
+    safetensors and torch write by code of their own, which reports a full disk as an error of
+    theirs.
+    """
+    try:
+        write(path)
+    except (SafetensorError, RuntimeError) as error:
+        number = re.search(r"os error (\d+)", str(error))
+        full = shutil.disk_usage(path.parent).free < _LEAST_FREE
+        code = int(number[1]) if number else errno.ENOSPC if full else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def amend(path: Path, facts: Mapping[str, Any]) -> None:
@@ -155,10 +175,12 @@ def mark(folder: Path, *, last: str, best: str | None) -> None:
 def marked(folder: Path) -> dict[str, str | None]:
     """What `index.json` says; empty if there is none yet."""
     try:
-        index: dict[str, str | None] = json.loads((folder / _INDEX).read_text())
+        index = json.loads((folder / _INDEX).read_text())
     except (OSError, ValueError):
         return {}
-    return index
+    if not isinstance(index, dict):
+        return {}
+    return {k: v for k, v in index.items() if v is None or isinstance(v, str)}
 
 
 def prune(folder: Path, keep: int, best: str | None, last: str | None = None) -> None:

@@ -13,15 +13,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Self, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+)
 
 from zoo import registry
 from zoo.errors import ConfigError
-from zoo.privacy import without_credentials
+from zoo.privacy import scrubbed, without_credentials
 
 # Stands in for "${" while OmegaConf holds users' values, so that nothing is interpolated.
 _DOLLAR = "\ue000{"
@@ -29,10 +36,22 @@ _DOLLAR = "\ue000{"
 _STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
+AUTO = 0
+"""What `trainer.batch_size=auto` is until a size has been found."""
+
+
 class Section(BaseModel):
     """Base of every configuration section: frozen, and no key passes unread."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _no_address(value: Any) -> Any:
+    """Refuse a web address where a path is asked for: as a path it would lose its slashes."""
+    if isinstance(value, str) and re.match(r"[A-Za-z][\w+.\-]+://", value):
+        msg = "should be a path on this machine, not an address"
+        raise ValueError(msg)
+    return value
 
 
 class DataConfig(Section):
@@ -45,6 +64,11 @@ class DataConfig(Section):
         "raise", description="a broken file stops training, or is skipped and counted"
     )
 
+    @field_validator("root", mode="before")
+    @classmethod
+    def _here(cls, value: Any) -> Any:
+        return _no_address(value)
+
     @field_validator("root", mode="after")
     @classmethod
     def _home(cls, value: Path | None) -> Path | None:
@@ -56,7 +80,9 @@ class TrainerConfig(Section):
 
     epochs: int = Field(50, ge=1, description="passes over the training split")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps")
-    batch_size: int = Field(1, ge=1, description="items a step and process")
+    batch_size: int = Field(
+        1, description="items a step and process; auto (zoo train): as many as memory holds"
+    )
     accumulate: int = Field(1, ge=1, description="batches whose gradients are averaged a step")
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; none: off")
     clip_value: float | None = Field(None, gt=0, description="largest gradient entry; none: off")
@@ -77,6 +103,20 @@ class TrainerConfig(Section):
         None, description="'500' steps or '10m' minutes between checkpoints; none: every epoch"
     )
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept beside the best")
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        if value == "auto":
+            return AUTO
+        if isinstance(value, int) and value < 1:
+            msg = "should be at least 1, or auto"
+            raise ValueError(msg)
+        return value
+
+    @field_serializer("batch_size")
+    def _size_shown(self, value: int) -> int | str:
+        return "auto" if value == AUTO else value
 
     @field_validator("checkpoint_every", mode="before")
     @classmethod
@@ -152,16 +192,24 @@ class BaseConfig(Section):
     resume: str | None = Field(None, description="'auto', a run folder or an MLflow run id")
     weights: str | None = Field(None, description="run, checkpoint or weights to start from")
 
+    @field_validator("out", mode="before")
+    @classmethod
+    def _here(cls, value: Any) -> Any:
+        return _no_address(value)
+
     def stored(self) -> dict[str, Any]:
         """The configuration as JSON types, without credentials: what is written down."""
-        body = self.model_dump(mode="json")
-        if self.tracking.uri:
-            body["tracking"]["uri"] = without_credentials(self.tracking.uri)
+        body: dict[str, Any] = _bare(self.model_dump(mode="json"))
         return body
 
     def flat(self) -> dict[str, Any]:
         """`stored` as dotted key -> value, in the order of the fields."""
         return dict(_flatten(self.stored()))
+
+    def resized(self, batch_size: int) -> Self:
+        """The same settings with another `trainer.batch_size`."""
+        trainer = self.trainer.model_copy(update={"batch_size": batch_size})
+        return self.model_copy(update={"trainer": trainer})
 
     def fingerprint(self) -> str:
         """Hash of what determines the result; where it is stored and tracked does not."""
@@ -182,6 +230,15 @@ class Resolved:
         """One line on preset and data, the first thing a run says."""
         data = "the sample data set" if self.sample else f"data {self.config.data.root}"
         return f"{self.config.task}, preset {self.config.preset}, {data}"
+
+
+def _bare(node: Any) -> Any:
+    """`node` with the credentials taken out of every address in it."""
+    if isinstance(node, str):
+        return without_credentials(node) if "://" in node else node
+    if isinstance(node, dict):
+        return {k: _bare(v) for k, v in node.items()}
+    return [_bare(v) for v in node] if isinstance(node, list) else node
 
 
 def _flatten(
@@ -360,11 +417,11 @@ def resolve(pairs: Sequence[str], base: Mapping[str, Any] | None = None) -> Reso
         heads = [k for k in given if k.partition(".")[0] not in BaseConfig.model_fields]
         errors += _unknown(heads, BaseConfig).values()
         errors.append(f"task=NAME is missing; tasks are: {', '.join(registry.tasks())}")
-        raise ConfigError("\n".join(errors))
+        raise ConfigError(scrubbed("\n".join(errors)))
     try:
         task, entry = registry.built(str(name))
     except ConfigError as error:
-        raise ConfigError("\n".join([*errors, str(error)])) from None
+        raise ConfigError(scrubbed("\n".join([*errors, str(error)]))) from None
     kind = registry.load_object(entry.config or "", f"tasks.{task}.config")
     whole = [key[:-2] for key, _, _ in keys(kind) if key.endswith(".*")]
     given = dict(_flatten(body, whole=whole)) | words
@@ -385,7 +442,7 @@ def resolve(pairs: Sequence[str], base: Mapping[str, Any] | None = None) -> Reso
     except ValidationError as error:
         errors += _validation_lines(error)
     if errors:
-        raise ConfigError("\n".join(errors))
+        raise ConfigError(scrubbed("\n".join(errors)))
     return Resolved(config, entry, config.data.root is None)
 
 

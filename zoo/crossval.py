@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from zoo import evaluation, report, runs, tracking
-from zoo.config import BaseConfig, resolve
+from zoo.config import AUTO, BaseConfig, resolve
 from zoo.errors import ConfigError, ResumeError, TrackingError
+from zoo.place import place
 from zoo.progress import Reporter, figures_line
 from zoo.runs import Run
 from zoo.task import Task
@@ -31,12 +32,22 @@ def cross_validate(pairs: Sequence[str], seeds: Sequence[int], reporter: Reporte
         reporter: Tells the person in front of it.
 
     Raises:
-        ConfigError: The task has a single fold and a single seed.
+        ConfigError: The task has a single fold and a single seed, or torchrun or srun started
+            several processes.
         DataError: The check of the first fold found an error.
     """
+    if place().size > 1:
+        msg = "zoo cv starts processes for each fold itself: run it once, with trainer.devices=N"
+        raise ConfigError(msg)
     plain = [p for p in pairs if not p.startswith("resume=")]
     named = next((p.partition("=")[2] for p in pairs if p.startswith("resume=")), None)
     resolved = resolve(plain)
+    if resolved.config.trainer.batch_size == AUTO:
+        msg = (
+            "trainer.batch_size=auto: the folds of a cross-validation need one size; find it with "
+            "zoo train trainer.max_steps=1 and set it"
+        )
+        raise ConfigError(msg)
     task = make(resolved)
     folds = task.folds()
     seeds = list(seeds) or [resolved.config.seed]

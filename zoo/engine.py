@@ -10,26 +10,29 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
-from zoo import checkpoint
+from zoo import checkpoint, faults
 from zoo.checkpoint import load_weights
 from zoo.config import BaseConfig
 from zoo.data import order_rng, step_seed
 from zoo.errors import TrainingError, ZooError
 from zoo.evaluation import Outcome, evaluate
+from zoo.fabric import Fabric
 from zoo.loader import Feed, reseed
 from zoo.machine import on_signals, workers_for
+from zoo.position import Position
 from zoo.progress import Pace, Reporter, clock, figures_line
 from zoo.runs import Run
+from zoo.startup import Startup
+from zoo.stepping import Stepper, Stream, Tally, dealt
 from zoo.task import Facts, Optim, Phase, Split, Task
+from zoo.team import Team
 from zoo.tracking import Metrics, Mirror
 
 
@@ -39,44 +42,6 @@ class Interrupted(ZooError):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
-
-
-@dataclass
-class Position:
-    """Where a training is; all of it is stored in checkpoints.
-
-    Attributes:
-        step: Optimiser steps done.
-        epoch: Epoch under way, from 0.
-        within: Optimiser steps done in it.
-        best: Best monitored value so far.
-        best_name: Checkpoint that had it.
-        sums: Running sums of the losses of the epoch and since the last log line.
-        skipped: Broken items left out so far.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    within: int = 0
-    best: float | None = None
-    best_name: str | None = None
-    sums: dict[str, dict[str, float]] = field(default_factory=lambda: {"epoch": {}, "log": {}})
-    skipped: int = 0
-
-    def add(self, losses: Mapping[str, float]) -> None:
-        """Count the losses of one step."""
-        for sums in self.sums.values():
-            sums[""] = sums.get("", 0.0) + 1.0
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value
-
-    def take(self, which: str) -> dict[str, float]:
-        """Means since the last time, and start again."""
-        sums = self.sums[which]
-        count = sums.pop("", 0.0)
-        means = {k: v / count for k, v in sums.items()} if count else {}
-        self.sums[which] = {}
-        return means
 
 
 class Trainer:
@@ -89,9 +54,11 @@ class Trainer:
         facts: What `Task.fit` learnt.
         reporter: Tells the person in front of it.
         fresh: Whether the training begins here, rather than at a checkpoint.
+        team: The processes that train together; none: this one alone.
     """
 
     run: Run
+    stepper: Stepper
 
     def __init__(
         self,
@@ -101,11 +68,14 @@ class Trainer:
         facts: Facts,
         reporter: Reporter,
         fresh: bool = True,
+        team: Team | None = None,
     ) -> None:
         self.task, self.fabric, self.splits, self.facts = task, fabric, splits, facts
+        self.team = team or Team(fabric)
         self.reporter = reporter
         self.metrics: Metrics | None = None
         self.mirror: Mirror | None = None
+        self.startup: Startup | None = None
         self.config: BaseConfig = task.config
         self.trainer = self.config.trainer
         self.at = Position()
@@ -118,6 +88,7 @@ class Trainer:
         self.optims = {k: self._ready(o) for k, o in task.optimisers(plain).items()}
         self.phase: Phase | None = None
         self._asked: int | None = None
+        self._items: list[str] = []  # of the step under way
         self._told: set[str] = set()
         self._saved_at = (0, time.monotonic())
 
@@ -141,6 +112,16 @@ class Trainer:
             optim.optimiser.load_state_dict(state["optimisers"][name])
         self.fabric.strategy.precision.load_state_dict(state.get("precision", {}))
         self.at = Position(**state["position"])
+        before = state.get("processes", self.team.size)
+        if "batches" not in state["position"]:  # a checkpoint of version 0.1
+            self.at.batches = self.at.within * self.trainer.accumulate * before
+        if before != self.team.size:
+            share = self.trainer.accumulate
+            self.reporter.warn(
+                f"{self.team.size} processes instead of {before}: a step now takes "
+                f"{self.team.size * share} batches instead of {before * share}; every item of the "
+                "epoch still comes once"
+            )
         self._saved_at = (self.at.step, time.monotonic())
         if self.fabric.is_global_zero:
             # The index is of another moment if the run was killed between the two, or if newer
@@ -155,35 +136,52 @@ class Trainer:
         """
         name = f"step-{self.at.step:08d}"
         if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
-            raise TrainingError(self._not_finite("the weights are not finite", [], self.at.step))
-        if self.fabric.is_global_zero:
-            state = {
-                "optimisers": {k: o.optimiser.state_dict() for k, o in self.optims.items()},
-                "precision": self.fabric.strategy.precision.state_dict(),
-                "position": dict(vars(self.at)),
-            }
-            meta = {
-                "task": self.config.task,
-                "epoch": self.at.epoch,
-                "config": self.config.stored(),
-                "facts": self.facts,
-            }
-            folder = self.run.checkpoints
-            checkpoint.save(folder, self.at.step, self.model.state_dict(), state, meta)
-            checkpoint.mark(folder, last=name, best=self.at.best_name)
-            checkpoint.prune(folder, self.trainer.keep_last, self.at.best_name, name)
-        self.fabric.barrier()
+            what = "the weights are not finite"
+            raise self.team.alike(
+                faults.not_finite(what, self.run, self.at, self._items, step=self.at.step)
+            )
+        with self.team.agreed():
+            if self.team.first:
+                self._write(name)
         self._saved_at = (self.at.step, time.monotonic())
         return name
+
+    def _write(self, name: str) -> None:
+        state = {
+            "optimisers": {k: o.optimiser.state_dict() for k, o in self.optims.items()},
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "position": dict(vars(self.at)),
+            "processes": self.team.size,
+        }
+        meta = {
+            "task": self.config.task,
+            "epoch": self.at.epoch,
+            "config": self.config.stored(),
+            "facts": self.facts,
+        }
+        folder = self.run.checkpoints
+        checkpoint.save(folder, self.at.step, self.model.state_dict(), state, meta)
+        checkpoint.mark(folder, last=name, best=self.at.best_name)
+        checkpoint.prune(folder, self.trainer.keep_last, self.at.best_name, name)
 
     def _due(self) -> bool:
         every = self.trainer.checkpoint_every
         if every is None:
             return False
-        step, when = self._saved_at
         if every.endswith("m"):
-            return time.monotonic() - when >= 60 * float(every[:-1])
-        return self.at.step - step >= int(every)
+            # Clocks differ: of several processes the first one's was asked.
+            return self._late() if self.team.size == 1 else self.stepper.late
+        return self.at.step - self._saved_at[0] >= int(every)
+
+    def _late(self) -> bool:
+        every = self.trainer.checkpoint_every
+        if every is None or not every.endswith("m") or not self.team.first:
+            return False
+        return time.monotonic() - self._saved_at[1] >= 60 * float(every[:-1])
+
+    def _stop(self) -> int | None:
+        """The signal after which to stop, known to all processes."""
+        return self._asked if self.team.size == 1 else self.stepper.stop
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -194,6 +192,7 @@ class Trainer:
             TrainingError: The loss or a gradient is not finite.
             Interrupted: SIGTERM or Ctrl-C came; the state has been saved.
         """
+        self.stepper = Stepper(self.task, self.model, self.team)
         with on_signals(self.ask):
             while self.at.epoch < self.trainer.epochs and not self._enough():
                 self._epoch()
@@ -204,35 +203,48 @@ class Trainer:
 
     def _epoch(self) -> None:
         train = self.splits["train"]
-        batches = train.batches(self.at.epoch, order_rng(self.config.seed, self.at.epoch))
+        with self.team.agreed():
+            batches = train.batches(self.at.epoch, order_rng(self.config.seed, self.at.epoch))
         if not batches:
             msg = "the training split made no batch; lower trainer.batch_size"
-            raise TrainingError(msg)
-        size = self.trainer.accumulate * self.fabric.world_size
-        groups = [batches[i : i + size] for i in range(0, len(batches), size)]
-        left = self.trainer.epochs * len(groups) - self.at.step
+            raise self.team.alike(TrainingError(msg))
+        size = self.trainer.accumulate * self.team.size
+        # What is left is counted in batches: the number of processes may have been another.
+        groups = [batches[i : i + size] for i in range(self.at.batches, len(batches), size)]
+        steps = self.at.within + len(groups)
+        left = (self.trainer.epochs - self.at.epoch - 1) * -(-len(batches) // size) + len(groups)
         title = f"epoch {self.at.epoch + 1}/{self.trainer.epochs}"
-        self.reporter.begin(title, len(groups), self.at.within)
-        feed = self._feed(train, groups[self.at.within :])
+        self.reporter.begin(title, steps, self.at.within)
         pace = Pace()
-        for losses, items, waited in self._steps(feed, groups):
-            pace.add(items, waited)
-            self._count_skipped(feed.skipped)
-            self._after_step(losses, pace, len(groups), left)
+        for found in self._steps(Stream(self._feed(train, groups)), groups, steps):
+            pace.add(found.items, found.waited)
+            self._first_step()
+            self._count_skipped(found)
+            self._after_step(found.losses, pace, steps, left)
             if self._enough():
                 break
-            if self.at.within < len(groups) and (self._asked is not None or self._due()):
+            if self.at.within < steps and (self._stop() is not None or self._due()):
                 self.save()
                 self._stop_if_asked()
         self._end_of_epoch(pace)
 
+    def _first_step(self) -> None:
+        """Tell and record where the time before the first step went."""
+        if self.startup is None:
+            return
+        self.startup.mark("step")
+        self.reporter.say(self.startup.line())
+        self.log({f"time/start_{k}": v for k, v in self.startup.seconds.items()})
+        self.startup = None
+
     def _feed(self, train: Split, groups: Sequence[Sequence[list[int]]]) -> Feed:
-        rank, world = self.fabric.global_rank, self.fabric.world_size
-        mine = []
-        for group in groups:
-            # A short last group is filled up with its first batch, whose weight is then zero.
-            full = list(group) + [group[0]] * (-len(group) % world)
-            mine += full[rank::world]
+        mine, repeated = dealt(groups, self.team)
+        if repeated and self.at.epoch == 0:
+            count = sum(len(group) for group in groups)
+            self.reporter.say(
+                f"{count} batches over {self.team.size} processes: the last step of an epoch "
+                f"repeats {repeated} without weight"
+            )
         return Feed(
             train,
             mine,
@@ -243,63 +255,49 @@ class Trainer:
             pin=self.fabric.device.type == "cuda",
         )
 
-    def _steps(self, feed: Feed, groups: Sequence[Sequence[list[int]]]) -> Any:
-        """Do the steps of an epoch; yields losses, items and seconds waited of each."""
-        stream = iter(feed)
-        world, rank = self.fabric.world_size, self.fabric.global_rank
-        for group in groups[self.at.within :]:
+    def _steps(
+        self, stream: Stream, groups: Sequence[Sequence[list[int]]], steps: int
+    ) -> Iterator[Tally]:
+        """Do the steps of an epoch, `steps` in all."""
+        for group in groups:
             self._enter(self.task.phase(self.at.epoch, self.at.within))
-            micro = math.ceil(len(group) / world)
-            losses: dict[str, float] = {}
-            items, waited, missed = 0, 0.0, 0
-            for turn in range(micro):
-                begun = time.perf_counter()
-                names, batch = next(stream)
-                waited += time.perf_counter() - begun
-                real = turn * world + rank < len(group)
-                if batch is None:
-                    if world > 1:
-                        msg = "a whole batch is broken, which several processes cannot skip"
-                        raise TrainingError(msg)
-                    missed += 1
-                    continue
-                weight = world / len(group) if real else 0.0
-                parts = self._backward(batch, names, turn, weight, turn == micro - 1)
-                items += len(names) if real else 0
-                for name, value in parts.items():
-                    losses[name] = losses.get(name, 0.0) + value * weight / world
-            if items:
+            found = self.stepper.gradients(
+                group, stream, self._forward, self.fabric.backward, self._news, self.phase
+            )
+            self._items = found.names
+            if found.items:
                 # The mean is over the batches there were, skipped ones left out.
-                share = len(group) / (len(group) - missed)
-                losses = {name: value * share for name, value in losses.items()}
+                share = len(group) / (len(group) - found.missed)
+                found.losses = {name: value * share for name, value in found.losses.items()}
                 self._scale(share)
-                self._update(len(groups))
+                self._update(steps)
             self.at.step += 1
             self.at.within += 1
-            yield losses, items, waited
+            self.at.batches += len(group)
+            yield found
 
-    def _backward(
-        self, batch: Any, names: list[str], turn: int, weight: float, last: bool
-    ) -> dict[str, float]:
+    def _news(self) -> tuple[int | None, bool]:
+        return self._asked, self._late()
+
+    def _forward(
+        self, loss: Callable[..., dict[str, Tensor]], batch: Any, names: list[str], turn: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one batch, and all its parts as numbers."""
         seed = step_seed(
-            self.config.seed,
-            self.at.step * self.trainer.accumulate + turn,
-            self.fabric.global_rank,
+            self.config.seed, self.at.step * self.trainer.accumulate + turn, self.team.rank
         )
         reseed(seed)
         # A different stream from the global one, though it comes from the same number.
         rng = torch.Generator(device=self.fabric.device).manual_seed(seed ^ 0x5DEECE66D)
-        with self.fabric.no_backward_sync(self.model, enabled=not last):
-            parts = self.task.loss(self.model, self.fabric.to_device(batch), rng)
-            # One copy to the host for all of them: each would make a GPU wait.
-            kind = parts["loss"].dtype
-            numbers = torch.stack([v.detach().to(kind) for v in parts.values()]).tolist()
-            values: dict[str, float] = dict(zip(parts, numbers, strict=True))
-            if not math.isfinite(values["loss"]):
-                raise TrainingError(self._not_finite(f"the loss is {values['loss']}", names))
-            if parts["loss"].requires_grad:
-                self.fabric.backward(parts["loss"] * weight)
-        return values
+        parts = loss(self.fabric.to_device(batch), rng)
+        # One copy to the host for all of them: each would make a GPU wait.
+        kind = parts["loss"].dtype
+        numbers = torch.stack([v.detach().to(kind) for v in parts.values()]).tolist()
+        values: dict[str, float] = dict(zip(parts, numbers, strict=True))
+        if not math.isfinite(values["loss"]):
+            what = f"the loss is {values['loss']}"
+            raise self._not_finite(what, names, batch)
+        return parts["loss"], values
 
     def _scale(self, share: float) -> None:
         for parameter in self.model.parameters() if share != 1.0 else ():
@@ -340,12 +338,15 @@ class Trainer:
         except RuntimeError as error:
             if "non-finite" not in str(error):
                 raise
-            raise TrainingError(self._not_finite("a gradient is not finite", [])) from error
+            what = "a gradient is not finite"
+            raise self.team.alike(self._not_finite(what, self._items)) from error
 
     def _enter(self, phase: Phase | None) -> None:
         """Set gradients and modes to what the phase says."""
         if phase is not None and phase != self.phase:
             self._known(phase)
+        if phase != self.phase:
+            self.team.align(self.model)  # statistics of what rests from now on
         self.model.train()
         for prefix in phase.still if phase else ():
             self.model.module.get_submodule(prefix).eval()
@@ -388,13 +389,12 @@ class Trainer:
         note = f"step {at.step}  loss {loss:.4f}  {speed:.3g} samples/s  data {wait:.0%}"
         self.reporter.step(at.within, note, pace.left(max(0, left - pace.steps)))
 
-    def _count_skipped(self, lines: list[str]) -> None:
-        self.at.skipped += len(lines)
-        for line in lines:
+    def _count_skipped(self, found: Tally) -> None:
+        self.at.skipped += found.skipped if self.team.size > 1 else len(found.broken)
+        for line in found.broken:
             if line not in self._told:
                 self.reporter.warn(f"skipped {line}")
-        self._told.update(lines)
-        lines.clear()
+        self._told.update(found.broken)
 
     def _end_of_epoch(self, pace: Pace) -> None:
         at = self.at
@@ -406,7 +406,8 @@ class Trainer:
         if "val" in self.splits and (ended % self.trainer.eval_every == 0 or last):
             outcome = self._validate()
         better = outcome is not None and self._is_best(outcome)
-        at.epoch, at.within = ended, 0
+        at.epoch, at.within, at.batches = ended, 0, 0
+        self.stepper.agree(*self._news())
         if better:
             at.best_name = f"step-{at.step:08d}"
         if (
@@ -414,7 +415,7 @@ class Trainer:
             or last
             or self.trainer.checkpoint_every is None
             or self._due()
-            or self._asked is not None
+            or self._stop() is not None
         ):
             self.save()
         self._line(ended, means, outcome, pace)
@@ -427,6 +428,7 @@ class Trainer:
             self.model,
             self.splits["val"],
             self.facts,
+            team=self.team,
             workers=workers_for(self.trainer),
         )
         self.log({f"val/{k}": v for k, v in outcome.metrics.items()})
@@ -439,7 +441,7 @@ class Trainer:
         name, direction = chosen
         if name not in outcome.metrics:
             msg = f"the monitor '{name}' is not among the metrics: {', '.join(outcome.metrics)}"
-            raise TrainingError(msg)
+            raise self.team.alike(TrainingError(msg))
         value = outcome.metrics[name]
         if math.isnan(value):
             return False
@@ -473,15 +475,8 @@ class Trainer:
         if self.mirror is not None:
             self.mirror.poke()
 
-    def _not_finite(self, what: str, names: list[str], step: int | None = None) -> str:
-        good = checkpoint.newest_name(self.run.checkpoints)
-        items = f", items {', '.join(names[:8])}" if names else ""
-        kept = f"last good checkpoint {good}" if good else "there is no checkpoint yet"
-        number = step or self.at.step + 1
-        return (
-            f"{what} in step {number} (epoch {self.at.epoch + 1}{items}); {kept}; "
-            "lower the learning rate or look at these items"
-        )
+    def _not_finite(self, what: str, names: Sequence[str], batch: Any = None) -> TrainingError:
+        return faults.not_finite(what, self.run, self.at, names, batch)
 
     def ask(self, number: int) -> None:
         """Stop after the current step because of signal `number`; a second Ctrl-C stops now."""
@@ -499,8 +494,9 @@ class Trainer:
         raise Interrupted(msg, number)
 
     def _stop_if_asked(self) -> None:
-        if self._asked is not None:
-            self.leave(self._asked)
+        number = self._stop()
+        if number is not None:
+            self.leave(number)
 
 
 def _few(metrics: Mapping[str, float], most: int = 4) -> dict[str, float]:

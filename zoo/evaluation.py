@@ -22,11 +22,12 @@ from zoo.data import order_rng, step_seed
 from zoo.errors import DataError
 from zoo.loader import Feed, reseed
 from zoo.task import Facts, Metrics, Record, Split, Task
+from zoo.team import Team
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lightning_fabric import Fabric
+    from zoo.fabric import Fabric
 
 
 @dataclass
@@ -55,8 +56,12 @@ def collect(
     out: Path | None = None,
     workers: int = 0,
     tick: Callable[[int], None] | None = None,
+    team: Team | None = None,
 ) -> tuple[list[Record], list[Path], list[str]]:
-    """Records of every item of a split, each unit once, on every process.
+    """Records of every item of a split, each unit once.
+
+    Several processes share the batches; what they found is in the first one, and nothing in the
+    others. Each writes the dense outputs of its own records.
 
     Args:
         fabric: Launched devices.
@@ -65,53 +70,73 @@ def collect(
         split: What to predict.
         out: Folder for dense outputs; none are written without it.
         workers: Loading processes.
-        tick: Called with the number of items after each batch.
+        tick: Called with the number of items after each batch, those of all processes guessed.
+        team: The processes; none: those of `fabric`.
     """
+    team = team or Team(fabric)
+    team.align(model)
+    model.eval()
+    mine = _Found()
+    with team.agreed():
+        _through(fabric, task, model, split, mine, out, workers, tick, team)
+    found = team.gather(mine.bare() if team.size > 1 else mine)
+    place = {name: i for i, name in enumerate(split.ids)}
+    unique = {r.id: r for part in found for r in part.records}
+    ordered = sorted(unique.values(), key=lambda r: (place.get(r.id, len(place)), r.id))
+    # A batch that two processes read would name a file twice.
+    written = list(dict.fromkeys(p for part in found for p in part.written))
+    return ordered, written, [line for part in found for line in part.skipped]
+
+
+@dataclass
+class _Found:
+    """What one process found."""
+
+    records: list[Record] = field(default_factory=list)
+    written: list[Path] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def bare(self) -> _Found:
+        """Without the functions that write dense outputs, which stay where they are."""
+        records = [Record(r.id, r.group, r.values) for r in self.records]
+        return _Found(records, self.written, self.skipped)
+
+
+def _through(
+    fabric: Fabric,
+    task: Task[Any],
+    model: nn.Module,
+    split: Split,
+    found: _Found,
+    out: Path | None,
+    workers: int,
+    tick: Callable[[int], None] | None,
+    team: Team,
+) -> None:
+    """Run the model over this process's share of a split."""
     seed = task.config.seed
     batches = split.batches(0, order_rng(seed, 0))
     feed = Feed(
         split,
-        batches[fabric.global_rank :: fabric.world_size],
+        batches[team.rank :: team.size],
         seed=seed,
         epoch=0,
         workers=workers,
         on_error=task.config.data.on_error,
     )
-    records: list[Record] = []
-    written: list[Path] = []
-    model.eval()
     with torch.no_grad():
         for names, batch in feed:
             if batch is None:
                 continue
             reseed(step_seed(seed, 0, 0))
             made = task.records(model, fabric.to_device(batch))
-            records.extend(made)
+            found.records.extend(made)
             if out is not None:
                 for record in made:
-                    written.extend(record.write(out) if record.write else [])
+                    found.written.extend(record.write(out) if record.write else [])
             if tick:
-                tick(len(names))
-    skipped = feed.skipped
-    if fabric.world_size > 1:
-        records, written, skipped = _gathered(fabric, records, written, skipped)
-    place = {name: i for i, name in enumerate(split.ids)}
-    unique = {r.id: r for r in records}
-    ordered = sorted(unique.values(), key=lambda r: (place.get(r.id, len(place)), r.id))
-    return ordered, written, skipped
-
-
-def _gathered(
-    fabric: Fabric, records: list[Record], written: list[Path], skipped: list[str]
-) -> tuple[list[Record], list[Path], list[str]]:
-    mine = ([Record(r.id, r.group, r.values) for r in records], written, skipped)
-    every: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(every, mine)
-    return (
-        [r for part in every for r in part[0]],
-        [p for part in every for p in part[1]],
-        [s for part in every for s in part[2]],
-    )
+                tick(len(names) * team.size)
+    found.skipped = feed.skipped
 
 
 def evaluate(
@@ -120,18 +145,25 @@ def evaluate(
     model: nn.Module,
     split: Split,
     facts: Facts,
+    *,
+    team: Team | None = None,
     **options: Any,
 ) -> Outcome:
-    """`collect` and score a split.
+    """`collect` and score a split; the scores are in all processes, the rest in the first.
 
     Raises:
         DataError: No item could be read.
     """
-    records, written, skipped = collect(fabric, task, model, split, **options)
-    if not records:
-        msg = "nothing could be evaluated: " + (skipped[0] if skipped else "the split is empty")
-        raise DataError(msg)
-    return Outcome(records, task.score(records, facts), written, skipped)
+    team = team or Team(fabric)
+    records, written, skipped = collect(fabric, task, model, split, team=team, **options)
+    metrics: Metrics = {}
+    with team.agreed():
+        if team.first and not records:
+            msg = "nothing could be evaluated: " + (skipped[0] if skipped else "the split is empty")
+            raise DataError(msg)
+        if team.first:
+            metrics = task.score(records, facts)
+    return Outcome(records, team.share(metrics), written, skipped)
 
 
 def save_records(path: Path, records: Sequence[Record]) -> None:

@@ -6,7 +6,10 @@ which workers finish, their number, and where an epoch was interrupted change no
 
 from __future__ import annotations
 
+import os
 import random
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -17,6 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from zoo.data import item_rng
 from zoo.errors import DataError, ZooError
 from zoo.task import Batch, Split
+
+
+_LOOK_EVERY = 0.5  # seconds
 
 
 def reseed(seed: int) -> None:
@@ -48,6 +54,8 @@ class _Items(Dataset[Any]):
         _reseed_host(int(rng.integers(2**63)))
         try:
             return index, self.split.item(index, rng), ""
+        except MemoryError:  # says nothing about the file, so it is never skipped
+            raise
         except Exception as error:  # libraries raise all sorts at a broken file
             line = " ".join(str(error).split())
             if not isinstance(error, (ZooError, OSError, ValueError)):
@@ -70,6 +78,28 @@ class _Join:
         broken = [line for _, _, line in items if line]
         names = [self.split.ids[i] for i, _ in good]
         return names, self.split.collate([item for _, item in good]) if good else None, broken
+
+
+class _Leash:
+    """Ends a loading process soon after the process it loads for is gone.
+
+    A worker of torch's looks for its parent while it waits for work only. One that has a large
+    batch to hand over waits for ever, with its memory, once SIGKILL has taken the reader.
+    """
+
+    def __init__(self) -> None:
+        self._parent = os.getpid()
+
+    def __call__(self, worker: int) -> None:
+        parent = os.getppid()  # not the training itself if a server forks the workers
+        if parent == 1 != self._parent:
+            os._exit(1)
+        threading.Thread(target=self._watch, args=(parent,), daemon=True).start()
+
+    def _watch(self, parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY)
+        os._exit(1)
 
 
 class Feed:
@@ -106,6 +136,7 @@ class Feed:
             collate_fn=_Join(split),
             num_workers=workers,
             pin_memory=pin,
+            worker_init_fn=_Leash() if workers else None,
             # The loader draws a base seed for its workers from the global generator.
             generator=torch.Generator().manual_seed(0),
         )

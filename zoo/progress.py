@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from zoo.privacy import scrubbed
+
 
 class _Left(ProgressColumn):
     def render(self, task: Task) -> Text:
@@ -78,11 +80,11 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """One line."""
-        self.console.print(line, markup=False)
+        self.console.print(scrubbed(line), markup=False)
 
     def warn(self, line: str) -> None:
         """One line that should not be overlooked."""
-        self.console.print(f"warning: {line}", style="yellow", markup=False)
+        self.console.print(f"warning: {scrubbed(line)}", style="yellow", markup=False)
 
     def begin(self, title: str, total: int, done: int = 0) -> None:
         """Start a bar of `total` steps."""

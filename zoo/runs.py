@@ -11,6 +11,7 @@ import contextlib
 import json
 import platform
 import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -43,11 +44,24 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.info: dict[str, Any] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read run.json again.
+
+        Raises:
+            ZooError: It cannot be read.
+        """
         try:
-            self.info: dict[str, Any] = json.loads((path / "run.json").read_text())
+            info = json.loads((self.path / "run.json").read_text())
         except (OSError, ValueError) as error:
-            msg = f"{path} is not a run folder: run.json cannot be read"
+            msg = f"{self.path} is not a run folder: run.json cannot be read"
             raise ZooError(msg) from error
+        if not isinstance(info, dict) or "status" not in info:
+            msg = f"{self.path} is not a run folder: run.json is damaged"
+            raise ZooError(msg)
+        self.info = info
 
     # -- folders --------------------------------------------------------------------------------
 
@@ -89,7 +103,16 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration the run was started with."""
-        loaded: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text())
+        path = self.path / "config.yaml"
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = str(getattr(error, "problem", None) or error)
+            msg = f"{path}: cannot be read ({reason.splitlines()[0]}); start a new run"
+            raise ResumeError(msg) from error
+        if not isinstance(loaded, dict):
+            msg = f"{path}: holds no settings; start a new run"
+            raise ResumeError(msg)
         return loaded
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -163,24 +186,25 @@ def create(config: BaseConfig, extra: Mapping[str, Any], folder: Path | None = N
     path = parent / f"{config.task}-{stamp}-{secrets.token_hex(3)}"
     try:
         path.mkdir(parents=True)
+        files.write_text(path / "config.yaml", _recipe(config))
+        files.write_json(
+            path / "run.json",
+            {
+                "format": 1,
+                "task": config.task,
+                "preset": config.preset,
+                "seed": config.seed,
+                "status": "running",
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "fingerprint": config.fingerprint(),
+                "environment": environment(),
+                **extra,
+            },
+        )
     except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
         msg = f"out={config.out}: no run folder can be made there ({error.strerror or error})"
         raise ConfigError(msg) from error
-    files.write_text(path / "config.yaml", _recipe(config))
-    files.write_json(
-        path / "run.json",
-        {
-            "format": 1,
-            "task": config.task,
-            "preset": config.preset,
-            "seed": config.seed,
-            "status": "running",
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "fingerprint": config.fingerprint(),
-            "environment": environment(),
-            **extra,
-        },
-    )
     return Run(path)
 
 
@@ -228,7 +252,7 @@ def unfinished(config: BaseConfig) -> Run | None:
     same = [
         r
         for r in every(config.out)
-        if r.info.get("fingerprint") == config.fingerprint()
+        if config.fingerprint() in (r.info.get("fingerprint"), r.info.get("auto_batch_size"))
         and r.status != "finished"
         and not {"cv", "parent"} & set(r.info)
     ]

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import files
+from zoo import data_changes, files
 from zoo.config import BaseConfig
 from zoo.errors import TrackingError
 from zoo.privacy import scrubbed, without_credentials
@@ -132,6 +132,25 @@ class _State:
         files.write_json(self.path, self.values)
 
 
+class _Scrub(logging.Filter):
+    """Takes credentials out of what libraries log on their own account."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = scrubbed(record.getMessage()), ()
+        if record.exc_info:
+            record.exc_text = scrubbed(logging.Formatter().formatException(record.exc_info))
+        return True
+
+
+_SCRUB = _Scrub()
+
+
+def _quieten() -> None:
+    names = ("", "mlflow", "alembic", "urllib3", "sqlalchemy")
+    for handler in [h for name in names for h in logging.getLogger(name).handlers]:
+        handler.addFilter(_SCRUB)  # adding it twice changes nothing
+
+
 class _Sender:
     """Brings MLflow up to date with a run folder; every method may be repeated safely."""
 
@@ -143,6 +162,7 @@ class _Sender:
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        _quieten()
         self.run, self.config, self.uri, self.inputs = run, config, uri, inputs
         self.state = _State(run)
         known = self.state.values.get("uri")
@@ -325,6 +345,10 @@ class _Sender:
         """Mark a resumed run as running again."""
         run_id = self.ensure()
         self.client.update_run(run_id, status="RUNNING")
+        changes = data_changes.told(self.run)
+        if changes:
+            self._inputs(run_id)
+            self.client.set_tag(run_id, "zoo.data_changed", changes)
         self.state.put(closed=None)
 
 

@@ -9,41 +9,52 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric import Fabric
-
-from zoo import checkpoint, evaluation, registry, report, runs, starting
+from zoo import (
+    batch_size,
+    checkpoint,
+    data_changes,
+    evaluation,
+    faults,
+    registry,
+    report,
+    runs,
+    starting,
+)
+from zoo.beginning import Start as Start
+from zoo.beginning import begin as begin
 from zoo.checkpoint import load_weights
-from zoo.config import BaseConfig, Resolved, resolve
+from zoo.config import AUTO, BaseConfig, Resolved
 from zoo.data import leakage, stop_on_errors
 from zoo.engine import Interrupted, Trainer, parameters_of
 from zoo.errors import ConfigError, DataError, ResumeError
-from zoo.machine import launch, on_signals, workers_for
+from zoo.fabric import Fabric
+from zoo.machine import on_signals, together, workers_for
+from zoo.place import place
 from zoo.progress import Reporter, figures_line
 from zoo.runs import Run
-from zoo.starting import held_by
+from zoo.startup import Startup
 from zoo.task import Facts, Finding, Record, Split, Task
+from zoo.team import Lost, Team
 from zoo.tracking import DataInput, Metrics, Mirror, as_rows, network_warning, uri_for
-
-# A resumed run may differ in these; anything else would make it another experiment.
-_FREE = ("trainer.", "tracking.", "predict.", "out", "resume", "data.root")
-_FIXED = ("trainer.batch_size", "trainer.accumulate", "trainer.precision")
 
 
 def make(resolved: Resolved) -> Task[Any]:
     """The task object of a configuration."""
-    name = resolved.config.task
+    name, config = resolved.config.task, resolved.config
+    if config.trainer.batch_size == AUTO:  # to look at data any size will do
+        config = config.resized(1)
     try:
         kind = registry.load_object(resolved.entry.code or "", f"tasks.{name}.code")
     except ModuleNotFoundError as error:
         extras = ",".join(resolved.entry.extras) or "all"
         msg = f"task '{name}' needs the package '{error.name}': pip install '.[{extras}]'"
         raise ConfigError(msg) from error
-    task: Task[Any] = kind(resolved.config)
+    task: Task[Any] = kind(config)
     return task
 
 
@@ -74,58 +85,6 @@ def _facts(task: Task[Any], train: Split) -> Facts:
     return same
 
 
-@dataclass
-class Start:
-    """How a training begins: a new run, or one that goes on."""
-
-    resolved: Resolved
-    run: Run | None = None
-    note: str = ""
-
-
-def begin(pairs: Sequence[str]) -> Start:
-    """Resolve `key=value` words, and find the run that `resume=` names.
-
-    Raises:
-        ConfigError: A key or value is wrong.
-        ResumeError: The run does not exist, is finished, or was made with other settings.
-    """
-    words = dict(p.partition("=")[::2] for p in pairs)
-    named = words.get("resume") or None
-    if named is None or named == "auto":
-        resolved = resolve(pairs)
-        if resolved.config.resume != "auto":
-            return Start(resolved)
-        run = runs.unfinished(resolved.config)
-        note = "" if run else "resume=auto: no unfinished run with these settings; a new one begins"
-        return Start(resolved, run, note)
-    out = Path(words.get("out") or "runs")
-    run = runs.find(named, out)
-    if "cv" in run.info:
-        msg = f"{run.name} is a cross-validation; continue it with zoo cv resume={run.name}"
-        raise ResumeError(msg)
-    before = resolve([], run.config())
-    resolved = resolve(list(pairs), run.config())
-    _same_experiment(run, before.config, resolved.config)
-    return Start(resolved, run)
-
-
-def _same_experiment(run: Run, old: BaseConfig, new: BaseConfig) -> None:
-    was, now = old.flat(), new.flat()
-    changed = [
-        k
-        for k in sorted(set(was) | set(now))
-        if was.get(k) != now.get(k) and (k in _FIXED or not k.startswith(_FREE))
-    ]
-    if changed:
-        shown = ", ".join(f"{k} ({was.get(k)} -> {now.get(k)})" for k in changed)
-        msg = f"run {run.name} cannot be resumed with other settings: {shown}; start a new run"
-        raise ResumeError(msg)
-    if run.status == "finished" and new.trainer.epochs <= old.trainer.epochs:
-        msg = f"run {run.name} is finished; raise trainer.epochs to train it further"
-        raise ResumeError(msg)
-
-
 def train(
     start: Start,
     reporter: Reporter,
@@ -145,44 +104,137 @@ def train(
         ZooError: Anything that is wrong with settings, data or the training itself; a run folder
             then exists only if training had begun, and its status says so.
     """
-    resolved = start.resolved
-    config = resolved.config
-    reporter.say(resolved.origin)
+    startup = Startup()
+    if place().rank:
+        reporter.hush()
+    reporter.say(start.resolved.origin)
     if start.note:
         reporter.say(start.note)
-    task = make(resolved)
-    fabric = launch(config)
-    if not fabric.is_global_zero:
-        reporter.hush()
+    batch_size.one_process(start.resolved.config)
+    task = make(start.resolved)
+    with together(start.resolved.config, _job(start)) as (fabric, team):
+        startup.mark("imports")
+        start = _one_run(start, team)
+        start, found_size = _sized(start, fabric, reporter)
+        task = make(start.resolved) if found_size else task
+        told = {"processes": team.size, **found_size, **(extra or {})}
+        return _train(task, start, fabric, team, reporter, startup, folder, told)
+
+
+def _job(start: Start) -> dict[str, Any]:
+    """What further processes need to take part; they write nothing down."""
+    run = str(start.run.path.resolve()) if start.run else ""
+    stored = start.resolved.config.stored()
+    return {"kind": "train", "config": stored, "run": run, "force": start.force}
+
+
+def _one_run(start: Start, team: Team) -> Start:
+    """With the run that the first process found: the others may have looked a moment later."""
+    found = str(start.run.path) if start.run else ""
+    chosen = team.share(found)
+    if chosen == found:
+        return start
+    return replace(start, run=Run(Path(chosen)) if chosen else None)
+
+
+def _train(
+    task: Task[Any],
+    start: Start,
+    fabric: Fabric,
+    team: Team,
+    reporter: Reporter,
+    startup: Startup,
+    folder: Path | None,
+    extra: Mapping[str, Any],
+) -> Run:
+    config = task.config
     with contextlib.ExitStack() as held:
-        # Before its checkpoints are read: another process may be about to write newer ones.
-        if start.run is not None and fabric.is_global_zero:
-            held.enter_context(start.run.lock())
-            start.run.tidy()
-        splits = opened(task, reporter)
-        if "train" not in splits:
-            msg = f"{config.data.root}: there is nothing to train on, only {', '.join(splits)}"
-            raise DataError(msg)
-        inputs = _inputs(config, splits)
-        if start.run is not None:
-            _same_data(start.run, inputs)
-        found = _found(start, reporter)
-        facts = found.meta["facts"] if found else _facts(task, splits["train"])
-        fresh = found is None and not config.weights
-        trainer = Trainer(task, fabric, splits, facts, reporter, fresh)
-        if config.weights and not found:
-            _start_from(config.weights, task, trainer, reporter)
-        run = _run_folder(start, fabric, inputs, folder, extra)
-        if start.run is None and fabric.is_global_zero:
-            held.enter_context(run.lock())
-        if found:
-            trainer.restore(found)
-            reporter.say(f"resuming {run.name} after step {trainer.at.step}")
-        else:
-            sizes = parameters_of(trainer.model)
-            reporter.say(f"run {run.path}  {sizes['parameters']:,} parameters")
-        _conduct(task, trainer, run, inputs, reporter)
+        with team.agreed():
+            # Before its checkpoints are read: another process may be about to write newer ones.
+            if start.run is not None and team.first:
+                held.enter_context(_taken(start.run))
+            splits, inputs = _data(task, start, reporter)
+            startup.mark("data")
+            found = _found(start, reporter)
+        name = team.share(found.path.name if found else "")
+        with team.agreed():
+            if name != (found.path.name if found else ""):
+                msg = f"process {team.rank} does not read {name}; is the run's folder shared by all"
+                raise ResumeError(msg)
+            facts = found.meta["facts"] if found else _facts(task, splits["train"])
+            fresh = found is None and not config.weights
+            with faults.told(config.trainer):
+                trainer = Trainer(task, fabric, splits, facts, reporter, fresh, team)
+            if config.weights and not found:
+                _start_from(config.weights, task, trainer, reporter)
+        startup.mark("model")
+        run = _run_folder(start, team, inputs, folder, extra)
+        with team.agreed():
+            if start.run is None and team.first:
+                held.enter_context(run.lock())
+            if found:
+                trainer.restore(found)
+                reporter.say(f"resuming {run.name} after step {trainer.at.step}")
+            else:
+                sizes = parameters_of(trainer.model)
+                reporter.say(f"run {run.path}  {sizes['parameters']:,} parameters")
+            if start.run is not None and team.first:
+                data_changes.note(run, as_rows(inputs), trainer.at.step)
+        trainer.startup = startup
+        with faults.told(config.trainer, run, trainer.at):
+            _conduct(task, trainer, run, inputs, reporter)
     return run
+
+
+def _data(
+    task: Task[Any], start: Start, reporter: Reporter
+) -> tuple[dict[str, Split], list[DataInput]]:
+    """The splits, checked, and what is written down of them."""
+    splits = opened(task, reporter)
+    if "train" not in splits:
+        there = ", ".join(splits)
+        msg = f"{task.config.data.root}: there is nothing to train on, only {there}"
+        raise DataError(msg)
+    inputs = _inputs(task.config, splits)
+    if start.run is not None:
+        warning = data_changes.accept(start.run, as_rows(inputs), start.force)
+        if warning:
+            reporter.warn(warning)
+    return splits, inputs
+
+
+def _sized(start: Start, fabric: Fabric, reporter: Reporter) -> tuple[Start, dict[str, Any]]:
+    """With a batch size, if it was left to us, and what run.json should tell of it."""
+    asked = start.resolved
+    if asked.config.trainer.batch_size != AUTO:
+        return start, {}
+    task = make(asked)
+    train = opened(task).get("train")
+    if train is None:  # told later, in the words of every training
+        return replace(start, resolved=replace(asked, config=asked.config.resized(1))), {}
+    with faults.told(task.config.trainer):
+        trial = Trainer(task, fabric, {"train": train}, _facts(task, train), reporter, fresh=False)
+        size = batch_size.find(trial, train, reporter)
+    resolved = replace(asked, config=asked.config.resized(size))
+    # By this `resume=auto` knows the run again, which is then one of a certain size.
+    return replace(start, resolved=resolved), {"auto_batch_size": asked.config.fingerprint()}
+
+
+@contextlib.contextmanager
+def _taken(run: Run) -> Iterator[None]:
+    """Hold a run that goes on, and read its state again: it may have gone on since.
+
+    Raises:
+        ResumeError: Another process is working on it, or has just finished it.
+    """
+    before = run.status
+    with run.lock():
+        run.refresh()
+        if run.status == "finished" != before:
+            msg = f"run {run.name} has just been finished by another process"
+            raise ResumeError(msg)
+        run.tidy()
+        yield
 
 
 def _start_from(word: str, task: Task[Any], trainer: Trainer, reporter: Reporter) -> None:
@@ -190,7 +242,7 @@ def _start_from(word: str, task: Task[Any], trainer: Trainer, reporter: Reporter
     model = trainer.model.module
     origin = starting.origin_of(word, task, model.state_dict())
     taken = starting.take(model, origin)
-    for line in starting.lines(taken, origin, task.config):
+    for line in starting.lines(taken, origin, task, trainer.facts):
         reporter.say(line)
 
 
@@ -220,43 +272,29 @@ def _inputs(config: BaseConfig, splits: Mapping[str, Split]) -> list[DataInput]:
     ]
 
 
-def _same_data(run: Run, inputs: Sequence[DataInput]) -> None:
-    now, was = as_rows(inputs), run.info.get("inputs", [])
-    changed = [d["name"] for d, w in zip(now, was, strict=False) if d["digest"] != w["digest"]]
-    if changed or len(now) != len(was):
-        msg = (
-            f"run {run.name}: the data changed since it began "
-            f"({', '.join(changed) or 'other splits'}); start a new run"
-        )
-        raise ResumeError(msg)
-
-
 def _run_folder(
     start: Start,
-    fabric: Fabric,
+    team: Team,
     inputs: Sequence[DataInput],
     folder: Path | None,
-    extra: Mapping[str, Any] | None,
+    extra: Mapping[str, Any],
 ) -> Run:
-    if start.run is not None:
-        if fabric.is_global_zero:
-            start.run.adopt(start.resolved.config)
-        return start.run
+    """The run's folder, made or taken over by the first process."""
     path = ""
-    if fabric.is_global_zero:
-        made = runs.create(
-            start.resolved.config,
-            {
+    with team.agreed():
+        if team.first and start.run is not None:
+            start.run.adopt(start.resolved.config)
+        elif team.first:
+            told = {
                 "origin": start.resolved.origin,
                 "sample": start.resolved.sample,
                 "inputs": as_rows(inputs),
-                **(extra or {}),
-            },
-            folder,
-        )
-        path = str(made.path)
-    path = fabric.broadcast(path)
-    return Run(Path(path))
+                **extra,
+            }
+            path = str(runs.create(start.resolved.config, told, folder).path)
+    path = team.share(path)
+    with team.agreed():
+        return start.run or Run(Path(path))
 
 
 def _conduct(
@@ -268,7 +306,7 @@ def _conduct(
 ) -> None:
     """Train and evaluate with metrics and tracking open, and leave a true status behind."""
     config = task.config
-    zero = trainer.fabric.is_global_zero
+    zero = trainer.team.first
     metrics = Metrics(run) if zero else None
     mirror = None
     if zero and config.tracking.enabled:
@@ -279,6 +317,8 @@ def _conduct(
         mirror = Mirror(run, config, uri, inputs)
         mirror.start()
     trainer.attach(run, metrics, mirror)
+    if trainer.startup is not None:
+        trainer.startup.mark("tracking")
     status = "failed"
     try:
         if zero:
@@ -291,15 +331,26 @@ def _conduct(
     except (Interrupted, KeyboardInterrupt):
         status = "interrupted"
         raise
+    except Lost as error:
+        msg = f"{error}; {faults.kept(run)}; continue with resume={run.path}"
+        raise Lost(msg) from error
     finally:
         if zero:
-            run.update(status=status)
-        if metrics is not None:
-            metrics.close()
+            _leave(run, status, metrics, reporter)
         if mirror is not None:
             mirror.close()
             if mirror.trouble:
                 reporter.warn(f"not all was tracked ({mirror.trouble}); zoo runs sync {run.name}")
+
+
+def _leave(run: Run, status: str, metrics: Metrics | None, reporter: Reporter) -> None:
+    """Write down how a training ended; a full disk must not hide why it did."""
+    ends = [lambda: run.update(status=status), *([metrics.close] if metrics else [])]
+    for end in ends:
+        try:
+            end()
+        except OSError as error:
+            reporter.warn(f"{run.path}: its end was not written down ({error.strerror or error})")
 
 
 def _finish(task: Task[Any], trainer: Trainer, run: Run, reporter: Reporter) -> None:
@@ -319,17 +370,18 @@ def _finish(task: Task[Any], trainer: Trainer, run: Run, reporter: Reporter) -> 
             trainer.model,
             split,
             trainer.facts,
+            team=trainer.team,
             workers=workers_for(trainer.trainer),
         )
         for line in outcome.skipped:
             reporter.warn(f"{name}: skipped {line}")
-        if trainer.fabric.is_global_zero:
+        if trainer.team.first:
             scored = keep(task, run, name, outcome.records, trainer.facts)
             results |= {f"{name}/{k}": v for k, v in outcome.metrics.items()}
             intervals |= {f"{name}/{k}": list(v) for k, v in scored.intervals.items()}
             tables |= scored.tables
         reporter.say(f"{name}  " + figures_line(outcome.metrics))
-    if not trainer.fabric.is_global_zero:
+    if not trainer.team.first:
         return
     trainer.log(results)
     run.update(
@@ -350,23 +402,24 @@ def _settle(task: Task[Any], trainer: Trainer, best: Path) -> None:
     """Store what the task chooses on validation with the selected weights."""
     if "val" not in trainer.splits or type(task).settle is Task.settle:
         return
+    team = trainer.team
     records, _, _ = evaluation.collect(
         trainer.fabric,
         task,
         trainer.model,
         trainer.splits["val"],
+        team=team,
         workers=workers_for(trainer.trainer),
     )
-    chosen = task.settle(records, trainer.facts)
-    settled = trainer.facts | chosen
-    if (
-        trainer.fabric.is_global_zero
-        and settled != checkpoint.load(best, weights_only=True).meta["facts"]
-    ):
-        checkpoint.amend(best, settled)
-    if trainer.fabric.is_global_zero:
-        trainer.run.update(settled=sorted(chosen))
-    trainer.facts = settled
+    chosen: Facts = {}
+    with team.agreed():
+        if team.first:
+            chosen = task.settle(records, trainer.facts)
+            settled = trainer.facts | chosen
+            if settled != checkpoint.load(best, weights_only=True).meta["facts"]:
+                checkpoint.amend(best, settled)
+            trainer.run.update(settled=sorted(chosen))
+    trainer.facts = trainer.facts | team.share(chosen)
 
 
 @dataclass
@@ -386,30 +439,3 @@ def keep(task: Task[Any], run: Run, name: str, records: Sequence[Record], facts:
     evaluation.save_figures(run.figures, task, name, records, facts)
     tables = {f"{name}: {title}": rows for title, rows in task.tables(records, facts)}
     return Kept(task.intervals(records, facts), tables)
-
-
-def trained(pairs: Sequence[str]) -> tuple[Task[Any], Any, Facts]:
-    """A task with the model of `weights=`, for evaluation and prediction.
-
-    The settings the weights were trained with are the base; `key=value` words go on top, so that
-    preprocessing travels with the weights.
-
-    Returns:
-        The task, the checkpoint, and its facts.
-
-    Raises:
-        ConfigError: `weights=` is missing or a word is wrong.
-        ZooError: The weights cannot be found or read.
-    """
-    words = dict(p.partition("=")[::2] for p in pairs)
-    named = words.get("weights")
-    if not named:
-        msg = "weights=RUN is missing: a run folder, its name, an MLflow run id or a checkpoint"
-        raise ConfigError(msg)
-    found = held_by(named, Path(words.get("out") or "runs"))
-    base = found.meta["config"] | {"resume": None}
-    if "task" in words and registry.find(words["task"])[0] != base["task"]:
-        msg = f"weights={named} are of task '{base['task']}', not '{words['task']}'"
-        raise ConfigError(msg)
-    resolved = resolve(list(pairs), base)
-    return make(resolved), found, found.meta["facts"]
