@@ -7,10 +7,14 @@ makes resuming in the middle of an epoch exact.
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import hashlib
+import io
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from zoo.task import Batch, Finding, Split
 
 # One stream a purpose, so that the order and the items of an epoch never share numbers.
 _ORDER, _ITEM, _STEP, _SPLIT = 1, 2, 3, 4
+_LONGEST = 255  # bytes of a file's name
 
 
 def order_rng(seed: int, epoch: int) -> np.random.Generator:
@@ -80,11 +85,15 @@ def plain_name(text: str, where: object) -> str:
         where: File the name was read from, for the message.
 
     Raises:
-        DataError: The name is empty or holds a path separator, `..` or a control character.
+        DataError: The name is empty, longer than a file's can be, or holds a path separator, `..`
+            or a control character.
     """
     bad = not text or "/" in text or "\\" in text or ".." in text or not text.isprintable()
     if bad:
         msg = f"{where}: {text[:80]!r} is no plain name; separators and '..' are refused"
+        raise DataError(msg)
+    if len(text.encode()) > _LONGEST:
+        msg = f"{where}: {text[:80]!r} … is longer than a file's name can be"
         raise DataError(msg)
     return text
 
@@ -102,19 +111,7 @@ def read_csv(path: Path, *, header: bool = True) -> pd.DataFrame:
     if not path.is_file():
         msg = f"{path}: no such file"
         raise DataError(msg)
-    try:
-        table = pd.read_csv(
-            path,
-            header=0 if header else None,
-            dtype=str,
-            keep_default_na=False,
-            index_col=False,
-            encoding="utf-8-sig",
-        )
-    except (OSError, UnicodeError, ValueError) as error:  # pandas' own errors are ValueErrors
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        msg = f"{path}: cannot be read as csv ({first})"
-        raise DataError(msg) from None
+    table = parsed_csv(path, path, header=header)
     if table.empty:
         msg = f"{path}: the table has no rows"
         raise DataError(msg)
@@ -124,6 +121,86 @@ def read_csv(path: Path, *, header: bool = True) -> pd.DataFrame:
     if header:
         table.columns = pd.Index([str(name).strip() for name in table.columns])
     return table
+
+
+def parsed_csv(source: Path | io.StringIO, path: Path, *, header: bool = True) -> pd.DataFrame:
+    """A csv as text cells.
+
+    Args:
+        source: The file, or its text.
+        path: The file, for messages.
+        header: Whether the first row names the columns.
+
+    Raises:
+        DataError: It is empty or no csv, or a row has more cells than there are columns.
+    """
+    form: dict[str, Any] = {"header": 0 if header else None, "dtype": str, "index_col": False}
+    form |= {"keep_default_na": False, "encoding": "utf-8-sig"}
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", pd.errors.ParserWarning)
+            table: pd.DataFrame = pd.read_csv(source, **form)
+        if said:  # cells fell off rows: blank ones, as behind a last comma, are no loss
+            _refuse_long_rows(source, path)
+    except DataError:
+        raise
+    except (OSError, UnicodeError, ValueError) as error:  # pandas' own errors are ValueErrors
+        msg = f"{path}: cannot be read as csv ({_reason(error)})"
+        raise DataError(msg) from None
+    return table
+
+
+def _refuse_long_rows(source: Path | io.StringIO, path: Path) -> None:
+    text = io.StringIO(read_text(source) if isinstance(source, Path) else source.getvalue())
+    with contextlib.suppress(csv.Error):
+        rows = csv.reader(text)
+        columns = len(next(rows, []))
+        for number, row in enumerate(rows, 2):
+            if any(cell.strip() for cell in row[columns:]):
+                msg = (
+                    f"{path}: row {number} has {len(row)} cells, the first row {columns}; quote "
+                    "cells that hold commas"
+                )
+                raise DataError(msg)
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without byte order mark.
+
+    Raises:
+        DataError: The file is missing, no plain file (a pipe would be waited for) or no such text.
+    """
+    if not path.is_file():
+        told = "is no plain file" if path.exists() else "no such file"
+        msg = f"{path}: {told}"
+        raise DataError(msg)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        told = "is no text in UTF-8" if isinstance(error, UnicodeError) else _reason(error)
+        msg = f"{path}: cannot be read ({told})"
+        raise DataError(msg) from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DataError: As `read_text`, or it is no JSON, or one nested so deeply that only malice
+            explains it.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        told = "nested too deeply" if isinstance(error, RecursionError) else _reason(error)
+        msg = f"{path}: cannot be read as JSON ({told})"
+        raise DataError(msg) from None
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
+    return (lines or [type(error).__name__])[0][:160]
 
 
 def stratified_parts(
@@ -288,9 +365,16 @@ class ListSplit:
         shuffle: Random order (training) or the given one.
         drop_last: Leave out a smaller last batch when shuffling.
 
+    Attributes:
+        composed: For `trainer.batch_size=auto`, where a subclass has a `batches` of its own: why
+            the size of a batch cannot be chosen by memory alone, "" if it can.
+
     Raises:
-        DataError: There is no item, or two items have one id.
+        DataError: There is no item, two items have one id, or an id is no text in UTF-8 (as file
+            names of other systems may be) and could not be written down.
     """
+
+    composed: str | None = None
 
     def __init__(
         self,
@@ -309,6 +393,11 @@ class ListSplit:
             twice = next(i for i in ids if list(ids).count(i) > 1)
             msg = f"'{twice}' is listed twice in one split"
             raise DataError(msg)
+        for name in ids:
+            if not name.isascii() and name != name.encode(errors="ignore").decode():
+                shown = name.encode(errors="backslashreplace").decode()
+                msg = f"{shown}: the file's name is no text in UTF-8; rename it"
+                raise DataError(msg)
         self.ids: Sequence[str] = list(ids)
         self.groups: Sequence[str] = list(groups)
         self.digest = digest

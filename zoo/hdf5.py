@@ -11,6 +11,9 @@ import h5py
 from zoo.errors import DataError
 
 _MOST = 160
+# Sizes above which a data set that is a hundred times smaller in the file is taken for a bomb, or
+# for one whose values were never written: features, pictures and volumes pack far less well.
+_LARGE, _RATIO = 2**28, 100
 
 
 @contextmanager
@@ -24,7 +27,8 @@ def opened(path: Path) -> Iterator[h5py.File]:
         DataError: The file is missing, truncated or not HDF5.
     """
     if not path.is_file():
-        msg = f"{path}: no such file"
+        told = "is no plain file" if path.exists() else "no such file"
+        msg = f"{path}: {told}"
         raise DataError(msg)
     try:
         # Locks fail on many network file systems and guard nothing here: we only read.
@@ -58,3 +62,29 @@ def holds(node: h5py.Group, name: str, where: str) -> bool:
         msg = f"{where}: '{name}' is {told}; only what the file itself holds is read"
         raise DataError(msg)
     return True
+
+
+def own(dataset: h5py.Dataset, where: str) -> h5py.Dataset:
+    """A data set whose values the file itself stores, and as many as it claims.
+
+    Args:
+        dataset: Not yet read.
+        where: File and name, for the message.
+
+    Raises:
+        DataError: Its values lie in other files, or it claims far more than the file holds.
+    """
+    if dataset.is_virtual or dataset.external:
+        msg = f"{where} takes its values from other files, which is refused"
+        raise DataError(msg)
+    if dataset.shape is None:
+        msg = f"{where} is empty"
+        raise DataError(msg)
+    claimed, stored = int(dataset.nbytes), int(dataset.id.get_storage_size())
+    if claimed > _LARGE and claimed > _RATIO * stored:
+        msg = (
+            f"{where} claims {claimed / 1e9:.1f} GB, of which the file holds {stored / 1e6:.1f} MB;"
+            " it is damaged or made to fill the memory"
+        )
+        raise DataError(msg)
+    return dataset
