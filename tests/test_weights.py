@@ -5,15 +5,22 @@ from __future__ import annotations
 import io
 import json
 import random
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from tests.domains.medusa.bundles import write_bundle
 from tests.faulty import Script, server
 from tests.running import run_zoo
-from zoo import registry, weights
+from zoo import conversion, origins, registry, weights
+from zoo.domains.medical.medusa.body import Body
+from zoo.domains.medical.medusa.weight_files import read_weights
 from zoo.errors import WeightsError
 from zoo.files import sha256
 
@@ -206,3 +213,98 @@ def test_the_commands(store: Path, tmp_path: Path) -> None:
     wrong = run_zoo("pull", "backbone/nett")
     assert wrong.code == 2
     assert "did you mean 'backbone/net'?" in wrong.err
+
+
+# -- entries of a task --------------------------------------------------------------------------
+
+
+def test_every_named_source_is_listed() -> None:
+    known = registry.weights()
+    assert {"her_seg/sam_pfd_10k", "medusa/covidnet_cxr3", "medusa/lung_segmenter"} <= set(known)
+    assert {f"crop_yield/modis_{year}" for year in range(2009, 2016)} <= set(known)
+    assert {f"backbone/sam_vit_{size}" for size in "blh"} <= set(known)
+    tasks = registry.tasks()
+    for name, entry in known.items():
+        task = tasks.get(name.partition("/")[0])
+        assert task is None or entry.preset in task.presets, name
+        assert entry.urls or "\n" not in entry.by_hand, name
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_tensorflow_checkpoint_is_kept_whole_and_moved(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "medusa/covidnet_cxr3"
+    values = {k: np.zeros(v, "f4") for k, v in body_shapes().items()}
+    index = Path(write_bundle(tmp_path / "model", values))
+    item = weights.add(name, index)
+    assert sorted(p.name for p in item.path.parent.iterdir() if p.suffix != ".lock") == [
+        "model.data-00000-of-00001",
+        "model.index",
+    ]
+    assert item.sha256 == sha256(index)
+    assert weights.pull(name).path == item.path
+    assert (
+        "body.conv1.weight"
+        in conversion.renamed(
+            conversion.first_task(["task=medusa"]), read_weights(item.path), name
+        )[0].state
+    )
+    weights.export_bundle([name], tmp_path / "b.tar")
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "elsewhere"))
+    (moved,) = weights.import_bundle(tmp_path / "b.tar")
+    assert moved.beside == item.beside
+    assert moved.sound()
+    moved.path.with_suffix(".data-00000-of-00001").write_bytes(b"")
+    assert [sound for _, sound in weights.verify()] == [False]
+    moved.path.with_suffix(".data-00000-of-00001").unlink()
+    assert weights.held(name) is None
+
+
+def body_shapes() -> dict[str, tuple[int, ...]]:
+    """Official shapes of a narrow attention body."""
+    shapes = {}
+    for key, value in Body(2).state_dict().items():
+        layer, _, kind = key.partition(".")
+        shape = tuple(value.permute(2, 3, 1, 0).shape if value.dim() == 4 else value.shape)
+        number = layer.removeprefix("conv")
+        shapes[f"sem/{number}/{'kernel' if kind == 'weight' else kind}"] = shape
+    return shapes
+
+
+def test_a_file_that_does_not_convert_is_not_kept(own_cache: Path, tmp_path: Path) -> None:
+    torch.save({"model": {"x": torch.ones(2)}}, tmp_path / "2010.pth")
+    with pytest.raises(WeightsError, match=r"is not crop_yield/modis_2010: .*not weights of DFYP"):
+        weights.add("crop_yield/modis_2010", tmp_path / "2010.pth")
+    (tmp_path / "osnet.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(WeightsError, match="not a readable checkpoint"):
+        weights.add("backbone/osnet_x1_0", tmp_path / "osnet.pth")
+    assert weights.everything() == []
+    assert not (own_cache / "weights").exists()
+
+
+def test_a_name_of_the_cache_is_what_weights_takes(own_cache: Path, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
+    weights.add("mine/w", tmp_path / "w.pth")
+    found = origins.find("mine/w", tmp_path / "runs", "")
+    assert found.plain
+    assert found.where == "mine/w"
+    assert torch.equal(found.state["a"], torch.ones(2))
+
+
+def test_a_cached_pull_imports_little(own_cache: Path, tmp_path: Path) -> None:
+    """Time is measured by `zoo bench`; here, that what takes it stays away."""
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
+    weights.add("backbone/osnet_x1_0", tmp_path / "w.pth")
+    code = (
+        "import sys; from zoo.cli.main import main; "
+        "code = main(['pull', '-q', 'backbone/osnet_x1_0']); "
+        "print(code, sorted({'torch', 'mlflow', 'numpy', 'safetensors'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"

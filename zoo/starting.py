@@ -2,45 +2,34 @@
 
 Everything whose name and shape fit is taken; a head for other classes begins anew. What was taken
 and what was not is told, since a training that silently began at random looks like one that did
-not.
+not; so is how inputs are prepared, which must not change unnoticed.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, registry, runs, weights
+from zoo import origins
 from zoo.config import BaseConfig
-from zoo.errors import WeightsError
-from zoo.states import read_state
-from zoo.task import Task
+from zoo.errors import ConfigError, WeightsError
+from zoo.origins import Origin
+from zoo.task import Facts, Task
+from zoo.tracking import uri_for
 
 LEAST = 0.5
 """Share of a model's parameters that must be taken: less is another model's file."""
+WHOLE = 0.9
+"""Share of a file's values that fit if it is a part of the model, such as an encoder."""
 
-_SUFFIXES = {".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".tar", ".torch"}
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Weights and where they are from.
-
-    Attributes:
-        state: Tensors under the task's names.
-        where: What to call them.
-        config: Settings they were trained with, empty if nobody wrote them down.
-        dropped: Keys of a file that have no place in the model, with the reason.
-    """
-
-    state: Mapping[str, Tensor]
-    where: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    dropped: Mapping[str, str] = field(default_factory=dict)
+_LEARNT = ("running_mean", "running_var", "num_batches_tracked")
+_MOST_TOLD = 8
+_LONGEST = 100  # characters of a fact that is told
 
 
 @dataclass(frozen=True)
@@ -53,6 +42,8 @@ class Taken:
         missing: Keys of the model that the file does not have.
         unused: Keys of the file that the model does not have.
         share: Share of the model's parameters that was taken.
+        fixed: Buffers that are no statistics (means and scales of inputs, say) and were replaced
+            by other values of the file.
     """
 
     loaded: list[str]
@@ -60,56 +51,29 @@ class Taken:
     missing: list[str]
     unused: list[str]
     share: float
+    fixed: list[str]
 
 
 def origin_of(word: str, task: Task[Any], own: Collection[str]) -> Origin:
-    """The weights that `weights=` names.
+    """The weights that `weights=` names, under our names.
 
     Args:
-        word: `TASK/NAME` or `backbone/NAME` of the registry, a file, a checkpoint or run folder,
-            a run's name or MLflow id.
-        task: Converts official files.
+        word: See `origins`.
+        task: Reads and converts official files.
         own: Names in the model's state dict, by which a file of our own is known.
 
     Raises:
         ZooError: There are no such weights, or they cannot be read.
     """
-    path = Path(word).expanduser()
-    if path.is_file():
-        return _of_file(path, task, own)
-    known = word.partition("/")[0] in {"backbone", *registry.tasks()} and not path.exists()
-    if known and "/" in word:
-        return _of_file(weights.pull(word).path, task, own)
-    if path.suffix in _SUFFIXES and not path.exists():
-        msg = f"weights={word}: no such file"
+    out = task.config.out
+    found = origins.find(word, out, uri_for(task.config, out), task.read)
+    if found.task and found.task != task.config.task:
+        msg = f"weights={word} are of task '{found.task}', not '{task.config.task}'"
         raise WeightsError(msg)
-    found = held_by(word, task.config.out)
-    theirs = found.meta.get("task")
-    if theirs != task.config.task:
-        msg = f"weights={word} are of task '{theirs}', not '{task.config.task}'"
-        raise WeightsError(msg)
-    return Origin(found.model, found.path.parent.parent.name, found.meta.get("config", {}))
-
-
-def held_by(word: str, out: Path) -> checkpoint.Checkpoint:
-    """The weights a run, run id or checkpoint folder holds.
-
-    Raises:
-        ZooError: There are none, or they are damaged.
-    """
-    path = Path(word).expanduser()
-    if (path / "meta.json").is_file():
-        return checkpoint.load(path, weights_only=True)
-    return checkpoint.best(runs.find(word, out).checkpoints)
-
-
-def _of_file(path: Path, task: Task[Any], own: Collection[str]) -> Origin:
-    """A file of plain tensors, under the task's own names or under official ones."""
-    state = read_state(path)
-    if 2 * len(state.keys() & set(own)) >= len(state):
-        return Origin(state, path.name)
-    found = task.convert(state)
-    return Origin(found.state, path.name, {}, found.dropped)
+    if not found.plain or 2 * len(found.state.keys() & set(own)) >= len(found.state):
+        return found
+    conversion = task.convert(found.state)
+    return replace(found, state=conversion.state, dropped=conversion.dropped)
 
 
 def take(model: nn.Module, origin: Origin) -> Taken:
@@ -127,12 +91,18 @@ def take(model: nn.Module, origin: Origin) -> Taken:
     }
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     share = sum(n for k, n in sizes.items() if k in fits) / max(1, sum(sizes.values()))
-    if share < LEAST:
+    used = _values(fits) / max(1, _values(origin.state))
+    if share < LEAST and used < WHOLE:
         msg = (
             f"weights={origin.where}: only {share:.0%} of the model's parameters are in it; it is "
             f"of another model or other sizes{_first(reshaped)}"
         )
         raise WeightsError(msg)
+    fixed = [
+        k
+        for k, v in fits.items()
+        if k not in sizes and not k.endswith(_LEARNT) and not torch.equal(v, own[k].cpu())
+    ]
     model.load_state_dict(fits, strict=False)
     return Taken(
         sorted(fits),
@@ -140,20 +110,55 @@ def take(model: nn.Module, origin: Origin) -> Taken:
         sorted(set(own) - set(origin.state)),
         [*sorted(set(origin.state) - set(own)), *origin.dropped],
         share,
+        sorted(fixed),
     )
 
 
-def lines(taken: Taken, origin: Origin, config: BaseConfig) -> list[str]:
+def _values(state: Mapping[str, Tensor]) -> int:
+    return sum(v.numel() for v in state.values())
+
+
+def lines(taken: Taken, origin: Origin, task: Task[Any], facts: Facts) -> list[str]:
     """What to tell of it, a few lines."""
     told = [f"weights {origin.where}: {taken.share:.1%} of the parameters taken"]
     for key, (theirs, ours) in list(taken.reshaped.items())[:6]:
         told.append(f"  begins anew: {key} is {_size(ours)}, was {_size(theirs)}")
-    for what, keys in (("not in the file", taken.missing), ("not used", taken.unused)):
+    for what, keys in (
+        ("not in the file", taken.missing),
+        ("not used", taken.unused),
+        ("kept as in the file", taken.fixed),
+    ):
         if keys:
             more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
             told.append(f"  {what}: {', '.join(keys[:4])}{more}")
-    told += [f"  trained with {line}" for line in _differing(origin.config, config)]
-    return told
+    if origin.plain:
+        return told + [f"  {line}" for line in _in_force(origin, task, facts)]
+    differing = [*_differing(origin.config, task.config), *_other_facts(origin.facts or {}, facts)]
+    return told + [f"  trained with {line}" for line in differing]
+
+
+def _in_force(origin: Origin, task: Task[Any], facts: Facts) -> list[str]:
+    """How inputs are prepared where the file does not say, and which settings it asks for."""
+    told = []
+    prepared = task.preparation(facts)
+    if prepared:
+        told.append(f"the file does not say how inputs were prepared; in force: {prepared}")
+    try:
+        words = task.adopt(origin.state).words
+    except (ConfigError, WeightsError):  # a backbone, say, tells nothing of the whole
+        return told
+    mine = task.config.flat()
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in mine and _plainly(mine[key]) != _plainly(value):
+            told.append(f"the file looks like {word}, in force: {_plainly(mine[key])}")
+    return told[:_MOST_TOLD]
+
+
+def _plainly(value: Any) -> str:
+    """A setting as it is written in a word, whatever its type."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.replace(" ", "").replace('"', "")
 
 
 def _differing(theirs: Mapping[str, Any], config: BaseConfig) -> list[str]:
@@ -169,7 +174,14 @@ def _differing(theirs: Mapping[str, Any], config: BaseConfig) -> list[str]:
             for k in was
             if k in now and was[k] != now[k] and k != "root"
         ]
-    return found[:8]
+    return found[:_MOST_TOLD]
+
+
+def _other_facts(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Short facts (classes, sizes, how inputs are scaled) that are others now."""
+    pairs = [(k, json.dumps(theirs[k]), json.dumps(ours[k])) for k in theirs if k in ours]
+    short = [(k, a, b) for k, a, b in pairs if a != b and max(len(a), len(b)) <= _LONGEST]
+    return [f"{k} {was}, now {now}" for k, was, now in short][:_MOST_TOLD]
 
 
 def _size(shape: tuple[int, ...]) -> str:

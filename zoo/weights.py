@@ -13,8 +13,8 @@ import json
 import shutil
 import tarfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,6 +38,8 @@ class Held:
         sha256: Its hash.
         size: Bytes.
         when: Time of the download in seconds since 1970.
+        beside: Further files in the same folder that belong to it, with their hashes: TensorFlow
+            keeps a checkpoint's values apart from its index.
     """
 
     name: str
@@ -45,6 +47,16 @@ class Held:
     sha256: str
     size: int
     when: float
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+    def sound(self) -> bool:
+        """Whether every file still has its hash."""
+        whole = {self.path.name: self.sha256, **self.beside}
+        return all(_hash(self.path.with_name(name)) == told for name, told in whole.items())
+
+
+def _hash(path: Path) -> str:
+    return files.sha256(path) if path.is_file() else ""
 
 
 def home() -> Path:
@@ -78,11 +90,12 @@ def held(name: str) -> Held | None:
         note = json.loads(_note(name).read_text())
         path = home() / str(note["sha256"]) / str(note["file"])
         size = path.stat().st_size
-    except (OSError, ValueError, KeyError, TypeError):
+        beside = {str(k): str(v) for k, v in note.get("beside", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if size != note.get("size"):
+    if size != note.get("size") or not all(path.with_name(n).is_file() for n in beside):
         return None
-    return Held(name, path, str(note["sha256"]), size, float(note.get("when", 0)))
+    return Held(name, path, str(note["sha256"]), size, float(note.get("when", 0)), beside)
 
 
 def pull(name: str, report: Report | None = None, patience: Patience | None = None) -> Held:
@@ -118,8 +131,16 @@ def pull(name: str, report: Report | None = None, patience: Patience | None = No
 def add(name: str, file: Path) -> Held:
     """Take a file the user fetched by hand into the cache.
 
+    What is kept is the file itself; that it converts is tried here, so that a wrong one is told
+    when it is added and not when it is needed.
+
+    Args:
+        name: A name of the registry, or one of the user's own.
+        file: The file; of a TensorFlow checkpoint the `.index`, whose data files come along.
+
     Raises:
-        WeightsError: There is no such file, or it is not what the registry expects.
+        WeightsError: There is no such file, it is not what the registry expects, or it cannot be
+            read and converted as its entry says.
     """
     known = registry.weights()
     entry = known.get(name)
@@ -135,13 +156,24 @@ def add(name: str, file: Path) -> Held:
     if entry and entry.size not in (None, size):
         msg = f"{file} is not {name}: it has {size} bytes, not {entry.size}"
         raise WeightsError(msg)
-    final = home() / digest / (entry.filename if entry else file.name)
+    if entry:
+        from zoo.conversion import check  # torch takes its time, and a pull does without
+
+        check(name, file)
+    # The data files of a TensorFlow checkpoint are found by the name of its index.
+    parts = sorted(file.parent.glob(f"{file.stem}.data-*")) if file.suffix == ".index" else []
+    final = home() / digest / (entry.filename if entry and not parts else file.name)
     final.parent.mkdir(parents=True, exist_ok=True)
     with locked(final.parent / "adding"):
-        if not final.is_file():
-            files.need_space(final.parent, size)
-            files.write_whole(final, lambda place: _copy(file, place))
-    return _noted(name, final, digest)
+        for path in (final, *(final.with_name(p.name) for p in parts)):
+            _copied(file if path == final else file.with_name(path.name), path)
+    return _noted(name, final, digest, {p.name: files.sha256(p) for p in parts})
+
+
+def _copied(file: Path, final: Path) -> None:
+    if not final.is_file():
+        files.need_space(final.parent, file.stat().st_size)
+        files.write_whole(final, lambda place: _copy(file, place))
 
 
 def _copy(file: Path, place: Path) -> None:
@@ -155,7 +187,7 @@ def verify(names: Iterable[str] = ()) -> list[tuple[Held, bool]]:
         WeightsError: A name is not in the cache.
     """
     wanted = [_required(name) for name in names] or everything()
-    return [(item, files.sha256(item.path) == item.sha256) for item in wanted]
+    return [(item, item.sound()) for item in wanted]
 
 
 def everything() -> list[Held]:
@@ -195,7 +227,14 @@ def export_bundle(names: Sequence[str], out: Path) -> list[Held]:
             msg = f"{item.name}: the cached file is damaged; drop it and pull it again"
             raise WeightsError(msg)
     rows = [
-        {"name": i.name, "file": i.path.name, "sha256": i.sha256, "size": i.size} for i in chosen
+        {
+            "name": i.name,
+            "file": i.path.name,
+            "sha256": i.sha256,
+            "size": i.size,
+            "beside": dict(i.beside),
+        }
+        for i in chosen
     ]
 
     def write(place: Path) -> None:
@@ -205,7 +244,8 @@ def export_bundle(names: Sequence[str], out: Path) -> list[Held]:
             with tarfile.open(place, "w") as tar:
                 tar.add(manifest, _MANIFEST)
                 for item in {i.sha256: i for i in chosen}.values():
-                    tar.add(item.path, f"{item.sha256}/{item.path.name}")
+                    for name in (item.path.name, *item.beside):
+                        tar.add(item.path.with_name(name), f"{item.sha256}/{name}")
         finally:
             manifest.unlink()
 
@@ -237,41 +277,54 @@ def _rows(bundle: Path, tar: tarfile.TarFile) -> list[dict[str, Any]]:
             raise ValueError  # one message for every kind of wrong manifest
         rows = [dict(row) for row in body["weights"]]
         for row in rows:
-            name = PurePosixPath(str(row["file"]))
-            plain = len(name.parts) == 1 and name.name not in ("", "..", ".")
-            if not plain or len(str(row["sha256"])) != 64 or not str(row["sha256"]).isalnum():
+            hashes = {row["file"]: row["sha256"], **row.get("beside", {})}
+            if not all(_plain(str(n), str(h)) for n, h in hashes.items()):
                 raise ValueError
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         msg = f"{bundle}: is no bundle of `zoo weights export` (its manifest is missing or wrong)"
         raise WeightsError(msg) from None
     return rows
 
 
+def _plain(name: str, digest: str) -> bool:
+    """A file name that leads nowhere else, and a whole hash."""
+    path = PurePosixPath(name)
+    alone = len(path.parts) == 1 and path.name not in ("", "..", ".")
+    return alone and len(digest) == 64 and digest.isalnum()
+
+
 def _imported(bundle: Path, tar: tarfile.TarFile, row: dict[str, Any]) -> Held:
     name, file, digest = str(row["name"]), str(row["file"]), str(row["sha256"])
-    final = home() / digest / file
-    if not (final.is_file() and files.sha256(final) == digest):
-        try:
-            member = tar.getmember(f"{digest}/{file}")
-        except KeyError:
-            msg = f"{bundle}: {name} is listed and not inside"
-            raise WeightsError(msg) from None
-        reader = tar.extractfile(member) if member.isreg() else None
-        if reader is None:
-            msg = f"{bundle}: {name} is no plain file"
+    beside = {str(k): str(v) for k, v in row.get("beside", {}).items()}
+    folder = home() / digest
+    for part, expected in {file: digest, **beside}.items():
+        if _hash(folder / part) != expected:
+            _unpacked(bundle, tar, f"{digest}/{part}", folder / part, expected)
+    return _noted(name, folder / file, digest, beside)
+
+
+def _unpacked(bundle: Path, tar: tarfile.TarFile, inside: str, final: Path, expected: str) -> None:
+    """Write one file of a bundle to its place, if its hash is right."""
+    try:
+        member = tar.getmember(inside)
+    except KeyError:
+        msg = f"{bundle}: {final.name} is listed and not inside"
+        raise WeightsError(msg) from None
+    reader = tar.extractfile(member) if member.isreg() else None
+    if reader is None:
+        msg = f"{bundle}: {final.name} is no plain file"
+        raise WeightsError(msg)
+    home().mkdir(parents=True, exist_ok=True)
+    files.need_space(home(), member.size)
+
+    def write(place: Path) -> None:
+        with place.open("wb") as out:
+            shutil.copyfileobj(reader, out, 1 << 20)
+        if files.sha256(place) != expected:
+            msg = f"{bundle}: {final.name} is damaged (its hash differs); nothing of it was taken"
             raise WeightsError(msg)
-        home().mkdir(parents=True, exist_ok=True)
-        files.need_space(home(), member.size)
 
-        def write(place: Path) -> None:
-            with place.open("wb") as out:
-                shutil.copyfileobj(reader, out, 1 << 20)
-            if files.sha256(place) != digest:
-                msg = f"{bundle}: {name} is damaged (its hash differs); nothing of it was taken"
-                raise WeightsError(msg)
-
-        files.write_whole(final, write)
-    return _noted(name, final, digest)
+    files.write_whole(final, write)
 
 
 # -- notes --------------------------------------------------------------------------------------
@@ -288,11 +341,11 @@ def _name(path: Path) -> str | None:
         return None
 
 
-def _noted(name: str, path: Path, digest: str) -> Held:
+def _noted(name: str, path: Path, digest: str, beside: Mapping[str, str] | None = None) -> Held:
     size, now = path.stat().st_size, time.time()
     body = {"name": name, "file": path.name, "sha256": digest, "size": size, "when": now}
-    files.write_json(_note(name), body)
-    return Held(name, path, digest, size, now)
+    files.write_json(_note(name), body | ({"beside": dict(beside)} if beside else {}))
+    return Held(name, path, digest, size, now, beside or {})
 
 
 def _first_hash(name: str) -> str | None:

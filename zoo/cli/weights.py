@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import Json, Quiet, table
+from zoo.cli.common import Json, Pairs, Quiet, table, take
 
 if TYPE_CHECKING:
+    from zoo.conversion import Converted
     from zoo.weights import Held
 
 Names = Annotated[list[str] | None, typer.Argument(help="TASK/NAME or backbone/NAME; none: all.")]
 _FILE = "FILE"
+_MOST_NAMED = 4
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +25,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Published weights and their cache.", no_args_is_help=True)
     group.command("list")(list_weights)
     group.command()(verify)
+    group.command()(convert)
     group.command()(add)
     group.command()(drop)
     group.command("export")(export_bundle)
@@ -138,6 +141,48 @@ def verify(names: Names = None) -> None:
         raise WeightsError(msg)
     if not checked:
         typer.echo("the cache holds no weights")
+
+
+def convert(pairs: Pairs = None, as_json: Json = False) -> None:
+    """Write somebody's weights as a file of ours: task=NAME from=FILE [to=OUT.safetensors].
+
+    The file also holds settings and facts, so that eval, predict and train take it as it is.
+    data.root=DIR fits from a training set what no tensor tells; other key=value go on top of what
+    they tell. from= takes what weights= takes. --json prints every key.
+    """
+    from zoo.errors import ConfigError
+
+    taken, rest = take(pairs, "from", "to")
+    if not taken.get("from"):
+        msg = "convert needs from=FILE, and task=NAME whose weights they are"
+        raise ConfigError(msg)
+    from zoo import conversion, origins
+
+    to = Path(taken["to"]).expanduser() if taken.get("to") else None
+    done = conversion.convert(rest, taken["from"], to, *origins.asked(rest))
+    if as_json:
+        typer.echo(json.dumps(done.lists(), indent=1))
+        return
+    _report(done)
+
+
+def _report(done: Converted) -> None:
+    made = done.conversion
+    for line in done.told:
+        typer.echo(line)
+    changed = {k: v for k, v in made.renamed.items() if k != v}
+    typer.echo(f"{done.path}: {done.tensors} tensors of {done.task}, {len(changed)} renamed")
+    _named("dropped", [f"{k} ({why})" for k, why in made.dropped.items()])
+    _named("from settings and facts", done.added)
+    _named("missing", done.missing)
+    use = "zoo train" if done.missing else "zoo predict, eval or train"
+    typer.echo(f"use: {use} weights={done.path}")
+
+
+def _named(what: str, keys: list[str]) -> None:
+    if keys:
+        more = f" and {len(keys) - _MOST_NAMED} more" if len(keys) > _MOST_NAMED else ""
+        typer.echo(f"  {len(keys)} {what}: {', '.join(keys[:_MOST_NAMED])}{more}")
 
 
 def add(
