@@ -94,25 +94,10 @@ def prepare(pairs: Pairs = None) -> None:
 def _place(environment: Mapping[str, str]) -> tuple[int, int]:
     """This process among those that torchrun or SLURM started, and how many they are.
 
-    A step's own number of tasks goes before the job's, of which a step may use a part.
-
     Raises:
         ConfigError: The variables make no sense.
     """
-    for first, counts in (
-        ("RANK", ("WORLD_SIZE",)),
-        ("SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")),
-    ):
-        count = next((name for name in counts if environment.get(name)), None)
-        if not environment.get(first) or count is None:
-            continue
-        try:
-            shard, shards = int(environment[first]), int(environment[count])
-        except ValueError:
-            shard, shards = 0, 0
-        if not 0 <= shard < shards:
-            told = f"{first}={environment[first]}, {count}={environment[count]}"
-            msg = f"{told}: no place among processes; unset them or start with torchrun or srun"
-            raise ConfigError(msg)
-        return shard, shards
-    return 0, 1
+    from zoo.place import place
+
+    here = place(environment)
+    return here.rank, here.size

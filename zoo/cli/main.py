@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from zoo._version import __version__
-from zoo.cli import bench, browse, complete, datasets, runs, train, use, weights
+from zoo.cli import bench, browse, complete, datasets, export, publish, runs, train, use, weights
 from zoo.errors import ZooError
 
 app = typer.Typer(
@@ -45,11 +45,14 @@ def _options(
     """Shared options; `--debug` is taken out of the words before they get here."""
 
 
-for module in (browse, datasets, train, use, runs, weights, bench, complete):
+for module in (browse, datasets, train, use, runs, weights, export, publish, bench, complete):
     module.register(app)
 
 
 def _red(line: str) -> None:
+    from zoo.privacy import scrubbed
+
+    line = scrubbed(line)
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     print(f"\x1b[31merror: {line}\x1b[0m" if colour else f"error: {line}", file=sys.stderr)
 
@@ -98,5 +101,14 @@ def main(words: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """The `zoo` program."""
-    sys.exit(main(sys.argv[1:]))
+    """The `zoo` program; a traceback that `--debug` asks for is shown without credentials."""
+    try:
+        code = main(sys.argv[1:])
+    except Exception as error:
+        import traceback
+
+        from zoo.privacy import scrubbed
+
+        print(scrubbed(traceback.format_exc()), end="", file=sys.stderr)
+        code = int(getattr(error, "exit_code", 1))
+    sys.exit(code)

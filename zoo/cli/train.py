@@ -16,7 +16,13 @@ def register(app: typer.Typer) -> None:
     app.command()(cv)
 
 
-def train_run(pairs: Pairs = None, quiet: Quiet = False) -> None:
+def train_run(
+    pairs: Pairs = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Resume although the data changed; the run tells it.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
     """Train, evaluate and report one run: task=NAME [data.root=…] [key=value].
 
     Without data.root the task's sample data set is used. resume=auto goes on with the newest
@@ -27,7 +33,7 @@ def train_run(pairs: Pairs = None, quiet: Quiet = False) -> None:
     from zoo.progress import Reporter
     from zoo.training import begin, train
 
-    train(begin(pairs or []), Reporter(quiet))
+    train(begin(pairs or [], force), Reporter(quiet))
 
 
 def cv(

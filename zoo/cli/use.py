@@ -33,7 +33,7 @@ def evaluate(
     from zoo.progress import Reporter
 
     rows, out = evaluate_run(pairs or [], split, Reporter(quiet))
-    if not quiet:
+    if rows and not quiet:
         table(rows)
         typer.echo(f"written to {out}")
 
@@ -50,7 +50,7 @@ def predict(pairs: Pairs = None, quiet: Quiet = False) -> None:
 
     paths = [Path(str(p)).expanduser() for p in (given if isinstance(given, list) else [given])]
     rows, out = predict_paths(rest, paths, Reporter(quiet))
-    if not quiet:
+    if rows and not quiet:  # of several processes the first one has them
         if len(rows) > 20:
             typer.echo(f"{len(rows)} predictions; the first 20:")
         table(rows[:20])
