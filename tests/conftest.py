@@ -17,9 +17,26 @@ from typing import Any
 import pytest
 
 from tests.running import STUBS, Zoo, run_zoo
+from zoo.machine import cores
 
 for _name in ("MLFLOW_TRACKING_URI", "ZOO_REGISTRY", "ZOO_OFFLINE"):
     os.environ.pop(_name, None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """A process a core for the whole suite, where pytest-xdist is; -n says otherwise.
+
+    For a few files the processes' start would take longer than the tests.
+    """
+    option = config.option
+    if "PYTEST_XDIST_WORKER" in os.environ:  # this is one of them, or a test's own pytest
+        return
+    whole = set(config.args) <= {*config.getini("testpaths"), str(config.rootpath)}
+    alone = option.usepdb or option.collectonly or option.markexpr.startswith("slow")
+    if whole and not alone and getattr(option, "numprocesses", 0) is None:
+        option.numprocesses = cores()
+        option.dist = "worksteal"
 
 
 @pytest.fixture(scope="session", autouse=True)

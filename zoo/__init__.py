@@ -55,7 +55,8 @@ def load(name: str, weights: str, *overrides: str) -> nn.Module:
 
     Args:
         name: Task name or alias.
-        weights: Run folder, run name, MLflow run id or checkpoint folder.
+        weights: What `weights=` takes: a run, a checkpoint, a weights file, a name of
+            `zoo weights list`, `models:/NAME@alias`.
         overrides: `key=value` settings on top of those the weights were trained with.
 
     Raises:
@@ -64,7 +65,7 @@ def load(name: str, weights: str, *overrides: str) -> nn.Module:
         ResumeError: There is no such run.
     """
     from zoo.checkpoint import load_weights
-    from zoo.training import trained
+    from zoo.conversion import trained
 
     made, found, facts = trained([f"task={name}", f"weights={weights}", *overrides])
     model = made.model(facts)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import BaseConfig
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ class Finding:
         parts = [f"{self.where}: {self.what}" if self.where else self.what]
         if self.remedy:
             parts.append(self.remedy)
-        return "; ".join(parts)
+        return printable("; ".join(parts))
 
 
 @dataclass(frozen=True)
@@ -208,10 +208,15 @@ class Adoption:
     Attributes:
         words: `key=value` settings that the tensors themselves tell, such as widths.
         facts: What would travel with weights of our own.
+        told: Lines on what was assumed, since no tensor tells it: class names, say.
+        needs: What only a training set can tell, so that these weights cannot be used without
+            one; empty where there is nothing.
     """
 
     words: Sequence[str]
     facts: Facts
+    told: Sequence[str] = ()
+    needs: str = ""
 
 
 class Task(ABC, Generic[C]):
@@ -328,7 +333,10 @@ class Task(ABC, Generic[C]):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-        """`loss` (a scalar with gradient) and named parts for the log; never calls backward."""
+        """`loss` (a scalar with gradient) and named parts for the log; never calls backward.
+
+        Steps of one phase give the same names: several processes sum them up.
+        """
 
     # -- evaluation -----------------------------------------------------------------------------
 
@@ -429,6 +437,20 @@ class Task(ABC, Generic[C]):
         """
         return self.export(model, facts)
 
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Tensors of somebody's weight file, in the container its authors wrote.
+
+        Raises:
+            WeightsError: The file is missing, broken, or holds more than tensors.
+        """
+        from zoo.states import read_state
+
+        return read_state(path)
+
+    def preparation(self, facts: Facts) -> str:
+        """How inputs are scaled before they meet the model, in a few words; for messages."""
+        return ""
+
     def convert(self, state: Mapping[str, Tensor]) -> Conversion:
         """An official checkpoint's tensors under our names.
 
@@ -442,7 +464,8 @@ class Task(ABC, Generic[C]):
         """Settings and facts of published weights under our names that come without any.
 
         Raises:
-            ConfigError: The tensors do not tell enough; a training set has to.
+            ConfigError: The tensors do not tell enough.
+            WeightsError: They are not of this task.
         """
         msg = (
             f"task '{self.config.task}': these weights come without settings and facts; "

@@ -52,14 +52,15 @@ def by_convolution(x: Tensor, rows: int, work: int | None = None) -> bool:
         rows: Their number.
         work: Multiply-adds of the product; None: so many rows are enough.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or rows < MANY:
+    # A traced graph serves any processor and any number of rows: nothing may be asked about them.
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
-    if work is not None and work < LEAST:
+    if rows < MANY or (work is not None and work < LEAST):
         return False
     chosen = os.environ.get("ZOO_KERNELS", "auto") in ("", "auto") and onednn_is_faster()
-    # A traced graph serves any processor; autocast would lower a convolution's precision.
-    traced = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
-    return chosen and not traced and bool(torch.backends.mkldnn.enabled)
+    # Autocast would lower a convolution's precision.
+    cast = torch.is_autocast_enabled("cpu")
+    return chosen and not cast and bool(torch.backends.mkldnn.enabled)
 
 
 def dilation(x: Tensor, kernel: int) -> int:

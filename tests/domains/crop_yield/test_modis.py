@@ -154,6 +154,8 @@ def test_operators_follow_the_configuration() -> None:
     by_year = build(routing="per_prediction_year", year=2010)
     assert by_year.operators_of([2003, 2011]) == ["scharr", "scharr"]
     told = build({"year": 2011}, routing="per_prediction_year")
+    later = build({"year": 2011}, routing="per_prediction_year", year=2009)
+    assert later.operators_of([2009]) == told.operators_of([2009])  # the trained year decides
     assert told.operators_of([2003]) == ["sobel"]
     assert build(unknown_year="nearest").operators_of([2003, 2020]) == ["scharr", "sobel"]
 

@@ -27,6 +27,7 @@ from zoo.domains.reid.fusion_reid.task import FusionReid
 from zoo.engine import Trainer
 from zoo.errors import ConfigError, DataError
 from zoo.evaluation import load_records
+from zoo.progress import Reporter
 from zoo.task import Record
 
 TINY = (
@@ -189,9 +190,9 @@ def test_batches_stay_whole_identities_over_processes(root: Path, processes: int
     for rank in range(processes):
         engine = Trainer.__new__(Trainer)
         engine.__dict__ |= {
-            "fabric": SimpleNamespace(
-                global_rank=rank, world_size=processes, device=torch.device("cpu")
-            ),
+            "fabric": SimpleNamespace(device=torch.device("cpu")),
+            "team": SimpleNamespace(rank=rank, size=processes),
+            "reporter": Reporter(quiet=True),
             "config": task.config,
             "trainer": task.config.trainer,
             "at": SimpleNamespace(epoch=0),

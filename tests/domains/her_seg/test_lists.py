@@ -33,7 +33,7 @@ def test_csv_with_parts_and_patients(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "body", "told"),
     [
-        ("a.json", "{", "cannot be read as json"),
+        ("a.json", "{", "cannot be read as JSON"),
         ("a.json", ["a"], "expected train, valid and test"),
         ("a.json", {"foo": ["a"]}, "found foo"),
         ("a.json", {"train": [3]}, "is no name: '3'"),

@@ -153,7 +153,7 @@ def test_what_the_description_lacks_is_told(
 def test_a_description_that_is_no_json(tmp_path: Path) -> None:
     write(tmp_path, ["a"], V2)
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(DataError, match="not valid JSON"):
+    with pytest.raises(DataError, match="cannot be read as JSON"):
         read_dataset(tmp_path)
 
 

@@ -389,7 +389,7 @@ def test_ricord_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "x_annotations.json").write_text("{")
     lines = findings_of(tmp_path, labels="x_annotations.json", layout="ricord")
     assert len(lines) == 1
-    assert "MD.ai" in lines[0]
+    assert "cannot be read as JSON" in lines[0]
 
 
 def test_ricord_flat_annotations(tmp_path: Path) -> None:

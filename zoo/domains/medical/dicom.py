@@ -28,13 +28,14 @@ FRONTAL = ("AP", "PA")
 _ENDINGS = (".dcm", ".dicom", ".dic", ".ima")
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 # More than any radiograph has; a header may claim anything.
-_MOST_PIXELS = 2**28
+_MOST_PIXELS = 10**8
 # What pydicom and the decoders raise on files that are not what they say.
 _FAULTS = (
     ArithmeticError,
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     NotImplementedError,
     OSError,
     RuntimeError,
@@ -89,6 +90,8 @@ def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM by its ending or by the four letters after its preamble."""
     if path.suffix.lower() in _ENDINGS:
         return True
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
@@ -108,6 +111,9 @@ def read(path: Path, *, pixels: bool = True) -> Dataset:
         ConfigError: pydicom is missing.
     """
     library = pydicom()
+    if path.exists() and not path.is_file():
+        msg = f"{path}: is no plain file"
+        raise DataError(msg)
     try:
         with _quiet():
             dataset: Dataset = library.dcmread(path, stop_before_pixels=not pixels)
@@ -119,7 +125,7 @@ def read(path: Path, *, pixels: bool = True) -> Dataset:
     except FileNotFoundError:
         msg = f"{path}: no such file"
         raise DataError(msg) from None
-    except _FAULTS as error:
+    except (*_FAULTS, library.errors.BytesLengthException) as error:
         msg = f"{path}: the DICOM file breaks off or is damaged ({type(error).__name__})"
         raise DataError(msg) from None
     if "Rows" not in dataset:

@@ -7,6 +7,7 @@ pixels.
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -35,6 +36,12 @@ _SLICE = re.compile(r"(?P<case>case\d+)_slice(?P<index>\d+)\.npz", re.IGNORECASE
 _VOLUME = re.compile(r"(?P<case>case\d+)\.npy\.h5", re.IGNORECASE)
 # Intensities were clipped to [-125, 275] HU and scaled to [0, 1] when the files were made.
 _SYNAPSE_SPAN = (0.0, 1.0)
+_MOST_BYTES = 2**28  # that a slice may unpack to
+# What reading a damaged archive raises; zipfile gives up on unknown compression with the last two.
+_FAULTS = (
+    *(OSError, ValueError, EOFError, KeyError, MemoryError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
+)
 
 
 class NpzSource:
@@ -139,10 +146,10 @@ class H5Source:
             msg = f"{path}: holds no '{name}'; expected 'image' and 'label' of (slices, H, W)"
             raise DataError(msg)
         node = file[name]
-        if not hasattr(node, "shape") or node.is_virtual or node.external:
-            msg = f"{path}: '{name}' is no array of the file itself"
+        if not hasattr(node, "shape") or node.dtype.kind not in "iufb":
+            msg = f"{path}: '{name}' is no array of numbers"
             raise DataError(msg)
-        return node
+        return hdf5.own(node, f"{path}: '{name}'")
 
     def write(self, out: Path, name: str, values: np.ndarray) -> list[Path]:
         """`<name>.npz` with `label`, (S, H, W)."""
@@ -259,10 +266,20 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     Raises:
         DataError: The file is broken or holds other things.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        msg = f"{path}: is no plain file"
+        raise DataError(msg)
     try:
+        with zipfile.ZipFile(path) as archive:
+            large = [i.filename for i in archive.infolist() if i.file_size > _MOST_BYTES]
+        if large:
+            msg = f"{path}: '{large[0]}' is larger than any slice; make it anew"
+            raise DataError(msg)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as body:
             found = {name: np.asarray(body[name]) for name in ("image", "label") if name in body}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except DataError:
+        raise
+    except _FAULTS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         msg = f"{path}: cannot be read as npz ({reason[:120]}); make it anew"
         raise DataError(msg) from None
@@ -329,6 +346,6 @@ def slice_files(folder: Path) -> tuple[Path, ...]:
     kept = [
         p
         for p in folder.iterdir()
-        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and not p.is_dir()
     ]
     return tuple(sorted_paths(kept))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.domains.medical.her_seg.config import SegModel
+from zoo.domains.medical.her_seg.config import Config, SegModel
 from zoo.domains.medical.her_seg.model import (
     MASKS,
     MEAN,
@@ -29,7 +29,7 @@ from zoo.domains.medical.her_seg.model import (
 from zoo.errors import WeightsError
 from zoo.kernels import rotary_table
 from zoo.states import read_state
-from zoo.task import Conversion
+from zoo.task import Adoption, Conversion, Facts
 
 RENAMES = [
     (r"(image_encoder\.layers\.\d+\.blocks\.\d+\.)act_proj\.(\w+)", r"\1attn.gate.\2"),
@@ -340,3 +340,50 @@ def load_pretrained(model: HerSegModel, settings: SegModel) -> list[str]:
             msg = f"model.{option}={path}: {text}"
             raise WeightsError(msg) from error
     return told
+
+
+# -- without settings ---------------------------------------------------------------------------
+
+
+def adopt(state: Mapping[str, Tensor], config: Config) -> Adoption:
+    """Settings and facts of a model that comes without any.
+
+    Args:
+        state: Under our names; a distilled encoder has no decoder.
+        config: How images meet the model; names of classes.
+
+    Raises:
+        WeightsError: It is no model of this task, or has another number of classes.
+    """
+    sizes = infer_settings(state)
+    words = [
+        f"model.{name}={list(x) if isinstance(x, tuple) else x}".replace(" ", "")
+        for name, x in sizes.items()
+    ]
+    scale = state.get("normalise.pixel_scale")
+    told = []
+    if scale is None:
+        told.append(f"the file does not tell how images are scaled: {config.model.normalisation}")
+    else:
+        known = [n for n, s in SCALES.items() if torch.allclose(scale.flatten(), torch.tensor(s))]
+        words += [f"model.normalisation={name}" for name in known[:1]]
+    tokens = state.get("mask_decoder.mask_tokens.weight")
+    masks = MASKS if tokens is None else tokens.shape[0]
+    count = 1 if masks <= MASKS else masks - 1
+    labels = {k: v for k, v in config.data.labels.items() if k != "background"}
+    named = list(labels)
+    if named and len(named) != count:
+        msg = f"data.labels names {len(named)} classes; the file has {count}"
+        raise WeightsError(msg)
+    if not named:
+        named = ["foreground"] if count == 1 else [f"class {i + 1}" for i in range(count)]
+        told.append(f"the file does not name what it segments: {', '.join(named)}")
+    values = [v if isinstance(v, list) else [v] for v in labels.values()]
+    facts: Facts = {
+        "classes": named,
+        "values": values or [[] for _ in named],
+        "kind": "image",
+        "image_size": config.model.image_size,
+        "fit": config.data.fit,
+    }
+    return Adoption(words, facts, told)

@@ -15,10 +15,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from zoo.data import read_json
 from zoo.domains.medical.her_seg.config import SegData
 from zoo.domains.medical.her_seg.folders import subfolders
 from zoo.domains.medical.her_seg.found import Found, picture_of
-from zoo.domains.medical.her_seg.lists import first_dot, last_part, read_json, shown
+from zoo.domains.medical.her_seg.lists import first_dot, last_part, shown
 from zoo.domains.medical.her_seg.pairing import Truth
 from zoo.errors import DataError
 from zoo.task import Finding

@@ -31,8 +31,10 @@ _DEPTHS = (8, 10, 12, 14, 16)
 _ORIENTATION = 0x0112  # EXIF tag
 _BITS = 258  # TIFF tag: bits of each channel
 _TRANSPOSING = (5, 6, 7, 8)  # its values that swap width and height
+# What Pillow is let try, whatever a file is called: it would hand PostScript to Ghostscript.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 # Pixels above which a file is taken for a decompression bomb (Pillow's own limit only warns).
-_MOST_PIXELS = 400_000_000
+_MOST_PIXELS = 100_000_000
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 # What Pillow raises at files that are cut off or damaged.
 _BROKEN = (
@@ -83,7 +85,13 @@ def opened(path: Path) -> Iterator[Image.Image]:
     # Pillow's own limit warns from 90 million pixels; whole slides of that size are refused below.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path) as image:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            msg = f"{path}: is no plain file"
+            raise DataError(msg)
+        with Image.open(path, formats=_FORMATS) as image:
+            if 0 in image.size:
+                msg = f"{path}: has no pixels; export or copy it again"
+                raise DataError(msg)
             if image.width * image.height > _MOST_PIXELS:
                 msg = f"{path}: {image.width} x {image.height} pixels are too many; cut it in parts"
                 raise DataError(msg)
@@ -253,7 +261,7 @@ def _is_strange_tiff(path: Path) -> bool:
     if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
         return False
     try:
-        with Image.open(path):
+        with Image.open(path, formats=_FORMATS):
             return False
     except UnidentifiedImageError:
         with path.open("rb") as file:
@@ -287,6 +295,9 @@ def fingerprint_of(path: Path) -> int:
     Raises:
         DataError: The file is missing or empty.
     """
+    if path.exists() and not path.is_file():
+        msg = f"{path}: is no plain file"
+        raise DataError(msg)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -322,11 +333,13 @@ def look_whole(path: Path) -> None:
 def images_in(folder: Path) -> list[Path]:
     """Pictures right in a folder, sorted by name.
 
+    Links that lead nowhere are among them: passed over, they would be missing in silence.
+
     Raises:
         DataError: The folder cannot be listed.
     """
     try:
-        return sorted(p for p in folder.iterdir() if is_image(p) and p.is_file())
+        return sorted(p for p in folder.iterdir() if is_image(p) and not p.is_dir())
     except OSError as error:
         msg = f"{folder}: cannot be listed ({error.strerror})"
         raise DataError(msg) from None

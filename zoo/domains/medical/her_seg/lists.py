@@ -7,13 +7,12 @@ may have one that says the patient.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from zoo.data import read_csv
+from zoo.data import read_csv, read_json
 from zoo.domains.medical.her_seg.cases import Part, part_of
 from zoo.domains.medical.her_seg.images import IMAGE_SUFFIXES
 from zoo.errors import DataError
@@ -94,22 +93,6 @@ def read_list(path: Path) -> Listing:
         msg = f"{path}: lists nothing to train on; expected names under 'train'"
         raise DataError(msg)
     return listing
-
-
-def read_json(path: Path) -> object:
-    """The content of a json file.
-
-    Raises:
-        DataError: It is missing or no json.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        msg = f"{path}: there is no such file"
-        raise DataError(msg) from None
-    except (OSError, ValueError, RecursionError) as error:
-        msg = f"{path}: cannot be read as json ({str(error)[:80]})"
-        raise DataError(msg) from None
 
 
 def _from_json(path: Path) -> Listing:

@@ -25,10 +25,14 @@ from zoo.task import Finding
 SUFFIXES = (".nii.gz", ".nii")
 # More bytes than any volume of one patient has; a header may claim anything.
 _MOST_BYTES = 2**33
+# From this size on an image (not a label map, which packs that well) that is so many times smaller
+# in its file holds next to nothing: it is damaged, or made to fill the memory.
+_LARGE, _RATIO = 2**28, 300
 _FAULTS = (
     ArithmeticError,
     EOFError,
     LookupError,
+    MemoryError,
     NotImplementedError,
     OSError,
     RuntimeError,
@@ -139,6 +143,22 @@ def _shape(image: Any, path: Path) -> tuple[int, ...]:
     return shape
 
 
+def check_packed(head: Head, path: Path) -> None:
+    """Refuse an image whose voxels cannot be in so small a file.
+
+    Raises:
+        DataError: It claims hundreds of times what the file holds.
+    """
+    claimed = int(np.prod([float(n) for n in head.shape])) * head.image.get_data_dtype().itemsize
+    stored = path.stat().st_size
+    if claimed > _LARGE and claimed > _RATIO * stored:
+        msg = (
+            f"{path}: claims {claimed / 1e9:.1f} GB of voxels in a file of {stored / 1e6:.1f} MB; "
+            "copy or export it again"
+        )
+        raise DataError(msg)
+
+
 def read_values(head: Head, path: Path) -> np.ndarray:
     """The voxels as float32 (floats and scaled integers) or as stored, of `head.shape`.
 
@@ -151,7 +171,8 @@ def read_values(head: Head, path: Path) -> np.ndarray:
         msg = f"{path}: the voxels cannot be read ({_reason(error)}); copy it again"
         raise DataError(msg) from None
     if values.dtype.kind == "f":
-        values = values.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # infinite then, as other values may be
+            values = values.astype(np.float32, copy=False)
     shaped: np.ndarray = values.reshape(head.shape)
     return shaped
 
@@ -323,6 +344,8 @@ class NiftiSource:
             msg = f"{self.label}: labels without an image; add it as <name>_0000.nii.gz"
             raise DataError(msg)
         heads = [read_head(path) for path in self.images]
+        for head, path in zip(heads, self.images, strict=True):
+            check_packed(head, path)
         for head, path in zip(heads, self.images, strict=True):
             if len(head.shape) == 4 and len(heads) == 1 and (self._any or self._fits(head)):
                 continue

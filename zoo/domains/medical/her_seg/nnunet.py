@@ -10,13 +10,14 @@ or name it in `data.split`.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from zoo.data import read_json
 from zoo.domains.medical.her_seg.cases import Classes, Part, natural, only
 from zoo.domains.medical.her_seg.nifti import SUFFIXES, is_nifti, stem_of
 from zoo.errors import DataError
@@ -58,7 +59,7 @@ class Dataset:
 
 def is_nnunet(root: Path) -> bool:
     """Whether a folder has nnU-Net's files, of volumes rather than pictures."""
-    if not (root / "dataset.json").is_file() or not (root / "imagesTr").is_dir():
+    if not os.path.lexists(root / "dataset.json") or not (root / "imagesTr").is_dir():
         return False
     return any(is_nifti(p) for p in (root / "imagesTr").iterdir())
 
@@ -191,22 +192,6 @@ def read_folds(path: Path) -> list[tuple[list[str], list[str]]] | None:
     ):
         return None
     return [([str(n) for n in f["train"]], [str(n) for n in f["val"]]) for f in body]
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: It is missing or no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror or type(error).__name__})"
-        raise DataError(msg) from None
-    except ValueError as error:
-        msg = f"{path}: not valid JSON ({error})"
-        raise DataError(msg) from None
 
 
 def _folder(images: Path, labels: Path, part: Part | None) -> list[Listed]:

@@ -9,15 +9,17 @@ to names, in the second one names to numbers.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from zoo.data import read_json
 from zoo.domains.medical.her_seg.config import SegData
 from zoo.domains.medical.her_seg.found import Found
 from zoo.domains.medical.her_seg.images import IMAGE_SUFFIXES, images_in
-from zoo.domains.medical.her_seg.lists import read_json, shown
+from zoo.domains.medical.her_seg.lists import shown
 from zoo.domains.medical.her_seg.nnunet import read_folds
 from zoo.domains.medical.her_seg.pictures import Picture
 from zoo.errors import DataError
@@ -33,7 +35,7 @@ def find_nnunet(root: Path, data: SegData) -> Found | None:
         DataError: `dataset.json` does not say what the labels are.
     """
     path = root / "dataset.json"
-    if not path.is_file() or not (root / "imagesTr").is_dir():
+    if not os.path.lexists(path) or not (root / "imagesTr").is_dir():
         return None
     body = read_json(path)
     if not isinstance(body, dict):

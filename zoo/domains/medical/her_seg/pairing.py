@@ -55,7 +55,7 @@ def truths_in(folder: Path) -> dict[str, Truth]:
     for path in entries:
         if path.is_dir() and not path.name.startswith("."):
             found[path.name] = Truth(tuple(images_in(path)), objects=True)
-        elif is_image(path) and path.is_file():
+        elif is_image(path) and not path.is_dir():
             if path.stem in found:
                 other = found[path.stem].files[0]
                 msg = f"{path} and {other.name} have the same stem; delete or rename one of them"

@@ -34,8 +34,11 @@ LARGE = 2**16
 
 
 def is_small(x: Tensor) -> bool:
-    """Whether a tensor is so small that plain operators are fastest."""
-    return x.numel() < LARGE
+    """Whether a tensor is so small that plain operators are fastest.
+
+    A traced graph serves tensors of any size, so there none is.
+    """
+    return not torch.compiler.is_compiling() and x.numel() < LARGE
 
 
 def recomputes(x: Tensor) -> bool:

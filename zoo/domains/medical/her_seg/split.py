@@ -50,6 +50,8 @@ class TrainSplit(ListSplit):
         DataError: There is nothing to train on.
     """
 
+    composed = ""  # shares hold over an epoch, so a batch may have any size
+
     def __init__(self, cases: Sequence[Case], config: Config, digests: Mapping[str, str]) -> None:
         self.cases = list(cases)
         self._of = [

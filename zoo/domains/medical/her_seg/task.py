@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.domains.medical.her_seg import data, figures, sample, tables
+from zoo.domains.medical.her_seg import data, figures, sample, serving, tables
 from zoo.domains.medical.her_seg.config import Config
-from zoo.domains.medical.her_seg.convert import convert_official, load_pretrained
+from zoo.domains.medical.her_seg.convert import adopt, convert_official, load_pretrained
 from zoo.domains.medical.her_seg.enlarged import low_resolution_loss
 from zoo.domains.medical.her_seg.inference import Segmenter, Way
 from zoo.domains.medical.her_seg.metrics import MEASURES, nan_mean, split_scores, stacked
@@ -26,6 +26,7 @@ from zoo.errors import ConfigError, DataError
 from zoo.intervals import bootstrap_intervals
 from zoo.privacy import alias
 from zoo.task import (
+    Adoption,
     Batch,
     Conversion,
     Export,
@@ -297,11 +298,27 @@ class HerSeg(Task[Config]):
             inputs={"image": torch.zeros(2, 3, side, side)},
             outputs=("logits",),
             dynamic={"image": {0: "batch"}},
+            about={
+                "image": "(B, 3, S, S) in [0, 1], RGB, brought to the square as for training",
+                "logits": "(B, K, S, S): " + _maps(facts),
+            },
         )
+
+    def served(self, model: nn.Module, facts: Facts) -> Export:
+        """Images of any size in, probabilities at their size out, by way of `data.fit`."""
+        return serving.served(model, facts, self.config)
 
     def convert(self, state: Mapping[str, Tensor]) -> Conversion:
         """An official checkpoint: a task's, or the distilled encoder."""
         return convert_official(state)
+
+    def preparation(self, facts: Facts) -> str:
+        """How images meet the network; their scaling is in the weights."""
+        return f"data.fit={self.config.data.fit}, model.normalisation as in the file"
+
+    def adopt(self, state: Mapping[str, Tensor]) -> Adoption:
+        """Sizes, scaling of images and number of classes of a model without settings."""
+        return adopt(state, self.config)
 
 
 def _prompts_of(batch: Batch) -> PromptBatch | None:
@@ -317,6 +334,12 @@ def _prompts_of(batch: Batch) -> PromptBatch | None:
     if points is None or not used:
         return PromptBatch(boxes=boxes)
     return PromptBatch(points[:, :used, :2], points[:, :used, 2].long(), boxes)
+
+
+def _maps(facts: Facts) -> str:
+    """What the maps of logits are of, in words."""
+    names = [str(c) for c in facts["classes"]]
+    return f"{names[0]}, for a sigmoid" if len(names) == 1 else f"background, {', '.join(names)}"
 
 
 def _names(records: Sequence[Record], facts: Facts) -> list[str]:

@@ -152,7 +152,7 @@ def _frame_folders(root: Path) -> tuple[dict[Key, Path], dict[Key, Path]]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    kept = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    kept = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()]
     return sorted_paths([p for p in kept if not p.name.startswith(".")])
 
 

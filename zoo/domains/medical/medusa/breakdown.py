@@ -14,6 +14,7 @@ from zoo.domains.medical.medusa.metrics import (
     confusion_matrix,
     ppv,
     sensitivity,
+    slugs,
     specificity,
     wilson,
 )
@@ -70,6 +71,28 @@ def labels_of(records: Sequence[Record]) -> np.ndarray:
 def probabilities_of(records: Sequence[Record]) -> np.ndarray:
     """(B, K) probabilities."""
     return np.stack([r.values["probabilities"] for r in records])
+
+
+def trials(records: Sequence[Record], classes: Sequence[str], positive: int) -> dict[str, int]:
+    """Patients behind each proportion among the metrics."""
+    labels = labels_of(records)
+    guesses = probabilities_of(records).argmax(axis=1)
+
+    def count(chosen: np.ndarray) -> int:
+        return patients([r for r, c in zip(records, chosen, strict=True) if c])
+
+    hits, others = count(labels == positive), count(labels != positive)
+    found = {
+        "accuracy": count(labels >= 0),
+        "sensitivity": hits,
+        "specificity": others,
+        "sensitivity_at_point": hits,
+        "specificity_at_point": others,
+    }
+    for c, name in enumerate(slugs(classes)):
+        found[f"sensitivity_{name}"] = count(labels == c)
+        found[f"ppv_{name}"] = count(guesses == c)
+    return found
 
 
 def with_interval(share: float, trials: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +19,11 @@ from torch import Tensor
 from zoo import files
 from zoo.domains.medical.medusa.backbone import STRIDES, TOP, KerasResNet, last_side
 from zoo.domains.medical.medusa.body import LAYERS, WIDTH, Body
+from zoo.domains.medical.medusa.config import Config
 from zoo.domains.medical.medusa.heads import ScaleHead
 from zoo.domains.medical.medusa.weight_files import read_weights
 from zoo.errors import WeightsError
-from zoo.task import Conversion
+from zoo.task import Adoption, Conversion, Facts
 
 FIRST_HEAD = 600
 PARTS = {"2a": "reduce", "2b": "spatial", "2c": "expand", "1": "shortcut"}
@@ -251,3 +252,104 @@ def _run_weights(folder: Path) -> dict[str, Tensor]:
         msg = f"{weights}: missing or damaged (its hash differs)"
         raise WeightsError(msg)
     return read_weights(weights)
+
+
+# -- without settings ---------------------------------------------------------------------------
+
+CLASSES = {2: ("negative", "positive"), 3: ("normal", "pneumonia", "COVID-19")}
+"""Names of classes in the order of the released models (COVIDx lists of version B and A)."""
+RELEASED = (480, 256)
+"""Sides in pixels of both inputs of the released model."""
+VARIANTS = {4: "resnet1", 1: "resnet2", 0: "resnet0_R"}
+"""Number of scale heads -> variant; without heads the image itself is changed in two ways."""
+
+
+def our_sizes(state: Mapping[str, Tensor]) -> Sizes:
+    """What `infer_sizes` tells, of tensors under our names.
+
+    Raises:
+        WeightsError: They are those of no MEDUSA network.
+    """
+    first, stem, top = (
+        state.get(k)
+        for k in ("body.conv1.weight", "backbone.stem.conv.weight", "backbone.classifier.weight")
+    )
+    if (first is None and stem is None) or (stem is None) != (top is None):
+        msg = "no weights of medusa: neither 'body.conv1.weight' nor 'backbone.stem.conv.weight'"
+        raise WeightsError(msg)
+    body_width = 0 if first is None else first.shape[0]
+    if stem is None or top is None:
+        return Sizes(0, 0, 0, (0, 0, 0, 0), body_width, 0)
+    counts = [
+        len({k.split(".")[3] for k in state if k.startswith(f"backbone.stages.{stage}.")})
+        for stage in range(len(STRIDES))
+    ]
+    two, three, four, five = counts
+    heads = sum(f"heads.{i}.conv.weight" in state for i in range(4))
+    places = round((top.shape[1] / (32 * stem.shape[0])) ** 0.5)
+    return Sizes(heads, top.shape[0], stem.shape[0], (two, three, four, five), body_width, places)
+
+
+def adopt(state: Mapping[str, Tensor], config: Config) -> Adoption:
+    """Settings and facts of a model that comes without any.
+
+    Args:
+        state: Under our names: a whole network, or the body alone.
+        config: For what no tensor tells: names of classes, side of the body's input, crops.
+
+    Raises:
+        WeightsError: It is no model of this task, or has another number of classes.
+    """
+    sizes = our_sizes(state)
+    told = []
+    words = [f"model.body_width={sizes.body_width}"] if sizes.body_width else []
+    if not sizes.width:
+        words += ["optim.objective=body", "optim.select=dice"]
+        classes: list[str] = []
+        side = config.model.image_size
+    else:
+        released = sizes.width == 64 and sizes.blocks == (3, 4, 6, 3)
+        side = config.model.image_size
+        if not config.model.global_pool:
+            side = _image_size(sizes.places, side)
+        variant = VARIANTS.get(sizes.heads, "resnet1") if sizes.body_width else "backbone_only"
+        words += [f"model.variant={variant}", f"model.image_size={side}"]
+        words.append(f"model.backbone={'keras_resnet50' if released else 'small'}")
+        if not released:
+            words += [f"model.width={sizes.width}", f"model.blocks={list(sizes.blocks)}"]
+        if variant == "resnet0_R":
+            told.append("the file does not tell resnet0_R from resnet0_M; model.variant=… chooses")
+        classes = _class_names(sizes.classes, config.data.classes)
+        if config.data.classes is None:
+            named = ", ".join(classes)
+            told.append(f"classes are taken to be {named}; data.classes=[…] renames them")
+        told.append("there is no operating point, so no decision stands beside the probabilities")
+    facts: Facts = {
+        "classes": classes,
+        "positive": len(classes) - 1,
+        "merge": {},
+        "preprocessing": {
+            "image_size": side,
+            "body_size": config.model.body_size,
+            "crop_top": config.data.crop_top,
+            "square": config.data.square,
+        },
+        "confound": "",
+    }
+    return Adoption(words, facts, told)
+
+
+def _image_size(places: int, wanted: int) -> int:
+    """A side of the backbone's input that gives the top its grid: what is wanted, if that does."""
+    fits = [n for n in range(32, 4096) if last_side(n) // TOP == places]
+    if not fits:
+        msg = f"no weights of medusa: no image gives the top its {places} x {places} places"
+        raise WeightsError(msg)
+    return next((n for n in (wanted, RELEASED[0], 224) if n in fits), fits[0])
+
+
+def _class_names(count: int, given: Sequence[str] | None) -> list[str]:
+    if given is not None and len(given) != count:
+        msg = f"data.classes names {len(given)} classes; the file has {count}"
+        raise WeightsError(msg)
+    return list(given or CLASSES.get(count) or [f"class {i}" for i in range(count)])

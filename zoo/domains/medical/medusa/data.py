@@ -112,6 +112,7 @@ class MedusaSplit(ListSplit):
         self.how = how
         self.augmentation = augmentation
         self.balance = balance
+        self.composed = "each batch has data.balance of the positive class" if balance else ""
         self.merge = dict(merge or {})
         self.in_memory = in_memory
         self.notes: list[str] = []
@@ -405,7 +406,7 @@ def _entries_at(path: Path, config: Config) -> Sequence[Entry]:
             present = [e for e in find(data).entries if e.path.is_file()]
             if present:
                 return present
-        files = sorted(p for p in path.rglob("*") if p.is_file() and is_image(p))
+        files = sorted(p for p in path.rglob("*") if not p.is_dir() and is_image(p))
         if not files:
             msg = f"{path}: no radiographs in this folder; expected .png, .jpg or DICOM files"
             raise DataError(msg)

@@ -8,6 +8,7 @@ colour image gives (PNG truncates, JPEG has its luma stored).
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ ENDINGS = (".png", ".jpg", ".jpeg")
 PREVIEW = 192
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _TAIL = 4096
+# More than any radiograph has; a header may claim anything.
+_MOST_PIXELS = 10**8
 # A 16-bit file that uses fewer levels than these turns nearly black when its low byte is dropped.
 _LEAST_16_BIT = 1 << 13
 
@@ -105,6 +108,7 @@ def sample_of(path: Path) -> int:
     Raises:
         DataError: The file is missing, empty, of no known format, or breaks off.
     """
+    _look_plain(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -116,6 +120,12 @@ def sample_of(path: Path) -> int:
         raise DataError(msg) from None
     _look_whole(path, head, tail)
     return size << 32 | zlib.crc32(tail, zlib.crc32(head))
+
+
+def _look_plain(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        msg = f"{path}: is no plain file"
+        raise DataError(msg)
 
 
 def _look_whole(path: Path, head: bytes, tail: bytes) -> None:
@@ -165,12 +175,14 @@ def load(path: Path, box: tuple[int, int, int, int] | None = None) -> Raster:
 
 def _decode(path: Path) -> Raster:
     cv2 = opencv()
+    _look_plain(path)
     try:
         body = path.read_bytes()
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror or type(error).__name__})"
         raise DataError(msg) from None
     _look_whole(path, body[:_TAIL], body[-_TAIL:])
+    _look_size(path, body)
     coded = np.frombuffer(body, np.uint8)
     if body.startswith(_PNG) and body[24:25] == b"\x10":
         _refuse_dark_16_bit(path, cv2, coded)
@@ -178,6 +190,19 @@ def _decode(path: Path) -> Raster:
     if (colour == colour[..., :1]).all():
         return Raster(np.ascontiguousarray(colour[..., 0]))
     return Raster(_imdecode(path, cv2, coded, cv2.IMREAD_GRAYSCALE), colour)
+
+
+def _look_size(path: Path, body: bytes) -> None:
+    """Refuse headers that claim more than a radiograph has: OpenCV would make room for it."""
+    images = extras.optional("PIL.Image", "image headers are read by", "medical")
+    try:
+        with images.open(io.BytesIO(body), formats=("PNG", "JPEG")) as image:
+            width, height = image.size
+    except Exception:  # told when it is decoded
+        return
+    if width * height > _MOST_PIXELS:
+        msg = f"{path}: the header claims {width} x {height} pixels, more than any radiograph has"
+        raise DataError(msg)
 
 
 def _imdecode(path: Path, cv2: Any, coded: Bytes, how: int) -> Bytes:

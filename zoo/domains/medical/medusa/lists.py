@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zoo.data import read_text
 from zoo.domains.medical.medusa.entries import PARTS, PUBLISHED, plain_path
 from zoo.errors import DataError
 from zoo.task import Finding
@@ -93,14 +94,7 @@ def read_list(path: Path) -> LabelList:
     Raises:
         DataError: The file is missing, no text, or has no row at all.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror or type(error).__name__})"
-        raise DataError(msg) from None
-    except UnicodeDecodeError:
-        msg = f"{path}: not a text file in UTF-8"
-        raise DataError(msg) from None
+    lines = read_text(path).splitlines()
     rows: dict[str, Row] = {}
     findings: list[Finding] = []
     twice = misspelt = 0

@@ -6,7 +6,6 @@ table of clinical data is not needed: a file's header has its study's UID.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo.data import read_json, read_text
 from zoo.domains.medical import dicom
 from zoo.domains.medical.medusa.entries import Entry, Found
 from zoo.errors import DataError
@@ -99,7 +99,7 @@ def _images(root: Path, findings: list[Finding]) -> Iterator[_Image]:
         match = _PATIENT.fullmatch(folder.name)
         patient = match[1] if match else folder.name
         for study in sorted(p for p in folder.iterdir() if p.is_dir()):
-            files = sorted(p for p in study.rglob("*") if p.is_file() and dicom.is_dicom(p))
+            files = sorted(p for p in study.rglob("*") if not p.is_dir() and dicom.is_dicom(p))
             for index, path in enumerate(files):
                 try:
                     header = dicom.read_header(path)
@@ -120,12 +120,7 @@ def read_usable(path: Path) -> dict[str, tuple[int, int, int, int] | None]:
         DataError: A row is neither a name nor a name and four whole numbers in order.
     """
     usable: dict[str, tuple[int, int, int, int] | None] = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"{path}: cannot be read ({type(error).__name__})"
-        raise DataError(msg) from None
-    for number, text in enumerate(lines, 1):
+    for number, text in enumerate(read_text(path).splitlines(), 1):
         tokens = text.split()
         if len(tokens) == 1:
             usable[tokens[0]] = None
@@ -154,16 +149,13 @@ def severity(path: Path) -> dict[str, str]:
     Raises:
         DataError: The file cannot be read as such.
     """
+    loaded = read_json(path)
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8-sig"))
         votes: dict[str, list[str]] = {}
         for study, label in _annotations(loaded):
             grade = _GRADES.get(label.split()[0].lower() if label.split() else "")
             if grade is not None:
                 votes.setdefault(study, []).append(grade)
-    except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror or type(error).__name__})"
-        raise DataError(msg) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         msg = f"{path}: not an MD.ai export of annotations ({type(error).__name__})"
         raise DataError(msg) from None

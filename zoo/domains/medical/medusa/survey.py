@@ -96,7 +96,7 @@ def survey(config: Config, deep: bool = False) -> Survey:
         parts = _divided(sound, classes, data, found)
     elif not sound and not any(f.level == "error" for f in findings):
         findings.append(Finding("error", "no usable radiograph", found.where))
-    findings += shared_patients(parts) + _missing_classes(parts, classes)
+    findings += shared_patients(parts) + _missing_classes(parts, classes, found.where)
     findings += same_files(parts, samples)
     return Survey(
         layout=found.layout,
@@ -293,7 +293,7 @@ def aliases(patients: Iterable[str]) -> dict[str, str]:
     made: dict[str, str] = {}
     taken: set[str] = set()
     for patient in sorted(set(patients)):
-        name = alias(patient)
+        name = alias(patient.encode(errors="backslashreplace").decode())
         while name in taken:
             name += alias(f"{name}/{patient}")
         taken.add(name)
@@ -324,19 +324,21 @@ def _row(entry: Entry) -> str:
     return entry.where or entry.name
 
 
-def _missing_classes(parts: Mapping[str, Sequence[Entry]], classes: Sequence[str]) -> list[Finding]:
+def _missing_classes(
+    parts: Mapping[str, Sequence[Entry]], classes: Sequence[str], where: str
+) -> list[Finding]:
     findings = []
     for part, entries in parts.items():
         have = {e.label for e in entries}
         lost = [name for name in classes if name not in have]
         if lost and part == "train" and len(have) < 2:
             told = f"split 'train' has images of '{next(iter(have))}' only; nothing can be learnt"
-            findings.append(Finding("error", told))
+            findings.append(Finding("error", told, where))
         elif lost:
             names = ", ".join(f"'{n}'" for n in lost)
-            findings.append(Finding("warning", f"split '{part}' has no image of {names}"))
+            findings.append(Finding("warning", f"split '{part}' has no image of {names}", where))
     if parts and "train" not in parts:
-        findings.append(Finding("error", "no radiograph is left for training"))
+        findings.append(Finding("error", "no radiograph is left for training", where))
     if parts and "test" not in parts:
         findings.append(Finding("warning", "there is no test split; lower data.val_fraction"))
     return findings

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from zoo.data import parsed_csv
 from zoo.domains.medical.medusa.entries import facts_of_person
 from zoo.errors import DataError
 from zoo.task import Finding
@@ -56,6 +57,9 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         DataError: The file is missing, empty or no csv.
     """
+    if not path.is_file():
+        msg = f"{path}: cannot be read (no such file, or no plain one)"
+        raise DataError(msg)
     try:
         body = path.read_bytes()
     except OSError as error:
@@ -65,14 +69,7 @@ def read_table(path: Path) -> pd.DataFrame:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = body.decode("iso-8859-1")
-    try:
-        table = pd.read_csv(
-            io.StringIO(text), dtype=str, keep_default_na=False, index_col=False
-        ).fillna("")
-    except ValueError as error:  # pandas' own errors are ValueErrors
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        msg = f"{path}: cannot be read as csv ({first})"
-        raise DataError(msg) from None
+    table = parsed_csv(io.StringIO(text), path).fillna("")
     if table.empty:
         msg = f"{path}: the table has no rows"
         raise DataError(msg)
@@ -96,10 +93,14 @@ def cells(table: pd.DataFrame, usual: Sequence[str]) -> list[str]:
 
 def columns_of(path: Path) -> set[str]:
     """Column names in lower case; none where the file is no csv."""
+    if not path.is_file():  # a pipe would be waited for
+        return set()
     try:
         with path.open("rb") as file:
             line = file.readline(65536).decode("iso-8859-1").removeprefix("ï»¿")
     except OSError:
+        return set()
+    if "\0" in line:  # no text
         return set()
     try:
         head = pd.read_csv(io.StringIO(line), nrows=0)
@@ -161,7 +162,15 @@ def read_people(paths: Iterable[Path]) -> People:
     by_patient: dict[str, Mapping[str, str]] = {}
     findings = []
     for path in paths:
-        if not columns_of(path) & {*SEX_COLUMNS, *AGE_COLUMNS, *VIEW_COLUMNS}:
+        if not path.is_file():
+            told = "is no plain file, or a link that leads nowhere"
+            findings.append(Finding("warning", told, str(path), "subgroups are not known"))
+            continue
+        have = columns_of(path)
+        if not have:
+            told = "cannot be read as a table"
+            findings.append(Finding("warning", told, str(path), "subgroups are not known"))
+        if not have & {*SEX_COLUMNS, *AGE_COLUMNS, *VIEW_COLUMNS}:
             continue
         try:
             table = read_table(path)

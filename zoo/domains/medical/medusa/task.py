@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.domains.medical.medusa import breakdown, data, figures, lungs, sample
+from zoo.domains.medical.medusa import breakdown, data, figures, lungs, sample, serving
 from zoo.domains.medical.medusa.config import Config
-from zoo.domains.medical.medusa.convert import convert_official
+from zoo.domains.medical.medusa.convert import adopt, convert_official
 from zoo.domains.medical.medusa.explain import CAPTUM, have_captum
 from zoo.domains.medical.medusa.look import Look
 from zoo.domains.medical.medusa.losses import weighted_cross_entropy
@@ -23,7 +23,6 @@ from zoo.domains.medical.medusa.metrics import (
     operating_point,
     radiograph_metrics,
     rank_metrics,
-    slugs,
     wilson,
 )
 from zoo.domains.medical.medusa.model import (
@@ -36,10 +35,12 @@ from zoo.domains.medical.medusa.model import (
 from zoo.domains.medical.medusa.overlays import write_dense
 from zoo.domains.medical.medusa.records import plain, radiograph_records
 from zoo.domains.medical.medusa.resting import RestingMaps
+from zoo.domains.medical.medusa.weight_files import read_weights
 from zoo.errors import ConfigError, DataError
 from zoo.intervals import bootstrap_intervals
 from zoo.privacy import alias
 from zoo.task import (
+    Adoption,
     Batch,
     Conversion,
     Export,
@@ -336,7 +337,7 @@ class MedusaTask(Task[Config]):
             score, [r.group for r in known], resamples=_RESAMPLES, seed=self.config.seed
         )
         values = self.score(known, facts)
-        for name, trials in _trials(known, classes, positive).items():
+        for name, trials in breakdown.trials(known, classes, positive).items():
             if name in values and trials:
                 found[name] = wilson(values[name], trials)
         return found
@@ -417,20 +418,45 @@ class MedusaTask(Task[Config]):
     def export(self, model: nn.Module, facts: Facts) -> Export:
         """Both inputs by name, any number of radiographs."""
         sizes = self.config.model
-        image = torch.zeros(1, 3, sizes.image_size, sizes.image_size)
-        semantic = torch.zeros(1, 1, sizes.body_size, sizes.body_size)
+        image = torch.zeros(2, 3, sizes.image_size, sizes.image_size)
+        semantic = torch.zeros(2, 1, sizes.body_size, sizes.body_size)
         batch = {0: "batch"}
+        about = {
+            "image": "(B, 3, S, S) in [0, 1], blue before red, prepared as for training",
+            "semantic": "(B, 1, T, T), zero mean and unit deviation each",
+            "logits": "(B, K) " + ", ".join(map(str, facts.get("classes", ()))),
+            "body_map": "(B, 1, T, T) in (0, 1): where the lungs are",
+        }
         if self._body_only:
-            return Export({"semantic": semantic}, ("body_map",), {"semantic": batch})
+            inputs = {"semantic": semantic}
+            return Export(inputs, ("body_map",), {"semantic": batch}, about=about)
         return Export(
             inputs={"image": image, "semantic": semantic},
             outputs=("logits",),
             dynamic={"image": batch, "semantic": batch},
+            about=about,
         )
+
+    def served(self, model: nn.Module, facts: Facts) -> Export:
+        """Grey radiographs of any size to probabilities, decision and map; see `serving`."""
+        return serving.served(model, facts)
 
     def convert(self, state: Mapping[str, Tensor]) -> Conversion:
         """A checkpoint of the official TensorFlow code, or the lung segmenter's Keras weights."""
         return convert_official(state)
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Tensors of TensorFlow's and Keras' files, of arrays, and of torch's."""
+        torchs = path.is_file() and path.suffix in (".pth", ".pt", ".ckpt")
+        return super().read(path) if torchs else read_weights(path)
+
+    def preparation(self, facts: Facts) -> str:
+        """Sizes and crops of both inputs."""
+        return ", ".join(f"{k}={v}" for k, v in facts["preprocessing"].items())
+
+    def adopt(self, state: Mapping[str, Tensor]) -> Adoption:
+        """Sizes, variant and number of classes of a model without settings."""
+        return adopt(state, self.config)
 
 
 # -- what follows from facts --------------------------------------------------------------------
@@ -458,25 +484,3 @@ def labelled(records: Sequence[Record]) -> list[Record]:
         msg = "no radiograph of the split has a label, so nothing can be scored; use zoo predict"
         raise DataError(msg)
     return known
-
-
-def _trials(records: Sequence[Record], classes: Sequence[str], positive: int) -> dict[str, int]:
-    """Patients behind each proportion among the metrics."""
-    labels = breakdown.labels_of(records)
-    guesses = breakdown.probabilities_of(records).argmax(axis=1)
-
-    def count(chosen: np.ndarray) -> int:
-        return breakdown.patients([r for r, c in zip(records, chosen, strict=True) if c])
-
-    hits, others = count(labels == positive), count(labels != positive)
-    trials = {
-        "accuracy": count(labels >= 0),
-        "sensitivity": hits,
-        "specificity": others,
-        "sensitivity_at_point": hits,
-        "specificity_at_point": others,
-    }
-    for c, name in enumerate(slugs(classes)):
-        trials[f"sensitivity_{name}"] = count(labels == c)
-        trials[f"ppv_{name}"] = count(guesses == c)
-    return trials

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from zoo.errors import DataError
-from zoo.hdf5 import holds, opened
+from zoo.hdf5 import holds, opened, own
 
 FEATURES = ("features", "feat")
 INSTANCES = ("labels", "patch_labels")
@@ -51,6 +51,7 @@ _TISSUE = ("sthresh", "mthresh", "close", "use_otsu", "a_t", "a_h", "max_n_holes
 _SETTINGS |= {f"encoder_{k}": f"encoder_{k}" for k in _ENCODER}
 _SETTINGS |= {f"seg_{k}": f"seg_{k}" for k in (*_TISSUE, "fallback")}
 _SAMPLED_ROWS = 8
+_FARTHEST = 2**40  # level-0 pixels, far beyond any slide
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +184,7 @@ class H5Bag(BagFile):
             for name in INSTANCES:
                 values = _dataset(node, name, self.where)
                 if values is not None:
-                    instances = _instances(values[()], count, self.where)
+                    instances = _instances(values, count, self.where)
                     break
         if coords is None:
             coords = self._companion_coords(count)
@@ -236,6 +237,7 @@ class H5Bag(BagFile):
             if coords is None:
                 msg = f"{self.where}: no data set 'coords', nor in {self.companion}"
                 raise DataError(msg)
+            _check_coords(coords.shape, count, str(self.companion))
             return _coords(coords[()], count, str(self.companion))
 
 
@@ -359,9 +361,7 @@ def _dataset(node: h5py.Group, name: str, where: str) -> h5py.Dataset | None:
     if not isinstance(found, h5py.Dataset):
         msg = f"{where}: '{name}' is a group, expected a data set"
         raise DataError(msg)
-    if found.is_virtual or found.external:
-        msg = f"{where}: '{name}' takes its values from other files, which is refused"
-        raise DataError(msg)
+    own(found, f"{where}: '{name}'")
     if found.dtype.kind not in "fiub":
         msg = f"{where}: '{name}' is {found.dtype}, expected numbers"
         raise DataError(msg)
@@ -383,9 +383,11 @@ def _settings(*nodes: Any) -> dict[str, Any]:
     """Extraction settings among the attributes of HDF5 objects; later objects win."""
     found: dict[str, Any] = {}
     for node in nodes:
+        attributes = node.attrs
+        have = set(attributes)  # asked once: each question goes to the file
         for key, name in _SETTINGS.items():
-            if key in node.attrs:
-                found[name] = _scalar(node.attrs[key])
+            if key in have:
+                found[name] = _scalar(attributes[key])
     return found
 
 
@@ -411,17 +413,21 @@ def _check_coords(shape: tuple[int, ...], count: int, where: str) -> None:
 
 def _coords(values: np.ndarray, count: int, where: str) -> np.ndarray:
     _check_coords(values.shape, count, where)
-    if not np.isfinite(values).all():
-        msg = f"{where}: coords hold values that are not finite"
+    if not (np.abs(values.astype(np.float64)) < _FARTHEST).all():  # NaN is not below it either
+        msg = f"{where}: coords hold values that are not finite or far outside of any slide"
         raise DataError(msg)
     return values.reshape(count, 2).astype(np.int64)
 
 
-def _instances(values: np.ndarray, count: int, where: str) -> np.ndarray:
-    if values.size != count:
-        msg = f"{where}: {count} instances but {values.size} instance labels"
+def _instances(stored: h5py.Dataset, count: int, where: str) -> np.ndarray:
+    if stored.size != count:
+        msg = f"{where}: {count} instances but {stored.size} instance labels"
         raise DataError(msg)
-    return values.reshape(count).astype(np.int64)
+    values = stored[()].reshape(count)
+    if not (np.abs(values.astype(np.float64)) < _FARTHEST).all():
+        msg = f"{where}: instance labels are no small whole numbers"
+        raise DataError(msg)
+    return np.asarray(values).astype(np.int64)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -8,7 +8,7 @@ and that one class, which is replaced by an empty stand-in. Nothing in the file 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from zoo.domains.medical.wsi_mil.model import MilModel, build_model
 from zoo.errors import WeightsError
-from zoo.states import unpickled
-from zoo.task import Conversion
+from zoo.states import unpickled, unwrapped
+from zoo.task import Adoption, Conversion, Facts
 
 STRUCT = "utils.utils.Struct"
 """Where the official script defines the class of its configuration."""
@@ -199,8 +199,8 @@ def convert_official(state: Mapping[str, Tensor]) -> tuple[ModelSizes, Conversio
 def _unwrap(content: object, path: Path | str) -> OfficialCheckpoint:
     """State, epoch and settings of what was unpickled."""
     wrapper: dict[Any, Any] = content if isinstance(content, dict) else {}
-    state = wrapper.get("model", wrapper)
-    if not isinstance(state, dict) or not state:
+    state = unwrapped(content)
+    if not state:
         msg = f"{path}: holds no state dict"
         raise WeightsError(msg)
     odd = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
@@ -211,7 +211,75 @@ def _unwrap(content: object, path: Path | str) -> OfficialCheckpoint:
     if isinstance(config, _Struct):
         config = vars(config)
     return OfficialCheckpoint(
-        dict(state),
+        {str(key): value for key, value in state.items()},
         epoch if isinstance(epoch, int) else None,
         dict(config) if isinstance(config, dict) else {},
+    )
+
+
+# -- without settings ---------------------------------------------------------------------------
+
+
+def adopt(state: Mapping[str, Tensor], classes: Sequence[str] | None) -> Adoption:
+    """Settings and facts of a model that comes without any.
+
+    Args:
+        state: Under our names; features that were standardised have `mean` and `deviation` in it.
+        classes: Names that the user gave, in index order.
+
+    Raises:
+        WeightsError: It is no model of this task, or has another number of classes.
+    """
+    standardised = "net.reduce.linear.weight" in state
+    sizes = our_sizes({k.removeprefix("net."): v for k, v in state.items()})
+    if classes is not None and len(classes) != sizes.classes:
+        msg = f"data.classes names {len(classes)} classes; the file has {sizes.classes}"
+        raise WeightsError(msg)
+    words = [
+        f"model.arch={sizes.arch}",
+        f"model.inner={sizes.inner}",
+        f"model.attention={sizes.attention}",
+        f"model.branches={sizes.branches}",
+        f"data.standardise={str(standardised).lower()}",
+    ]
+    numbered = [f"class {i}" for i in range(sizes.classes)]
+    facts: Facts = {
+        "width": sizes.feature_dim,
+        "classes": list(classes or numbered),
+        "merge": {},
+        "extraction": {},
+    }
+    if standardised:
+        facts |= {k: state[k].tolist() for k in ("mean", "deviation")}
+    told = [f"features of {sizes.feature_dim} values as stored; the file does not name the encoder"]
+    if classes is None:
+        told.append(
+            f"the file does not name its {sizes.classes} classes; data.classes=[…] gives them names"
+        )
+    return Adoption(words, facts, told)
+
+
+def our_sizes(state: Mapping[str, Tensor]) -> ModelSizes:
+    """What `infer_sizes` tells, of tensors under our names.
+
+    Raises:
+        WeightsError: Tensors that tell the sizes are missing.
+    """
+    multi_head = "queries" in state
+    branched = any(k.startswith("branch_classifiers.") for k in state)
+    scorer = "queries" if multi_head else "pool.score.weight"
+    telling = ("reduce.linear.weight", "slide_classifier.linear.weight", scorer)
+    absent = [key for key in telling if key not in state]
+    if absent:
+        msg = f"no model of wsi_mil: no {', '.join(absent)}"
+        raise WeightsError(msg)
+    inner, feature_dim = state["reduce.linear.weight"].shape
+    arch = ("acmil_" if branched else "") + ("mha" if multi_head else "ga" if branched else "abmil")
+    return ModelSizes(
+        arch=arch,
+        feature_dim=feature_dim,
+        inner=inner,
+        classes=state["slide_classifier.linear.weight"].shape[0],
+        branches=state[scorer].shape[0],
+        attention=128 if multi_head else state[scorer].shape[1],
     )

@@ -5,6 +5,7 @@ Recognition looks at names and at one HDF5 file; it reads no features except tho
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -164,6 +165,9 @@ def candidates(path: Path) -> list[tuple[str, Path]]:
 def _candidates(start: Path) -> list[tuple[str, Path]]:
     if start.is_file():
         return _file_candidates(start)
+    if not start.is_dir():  # a pipe, say
+        msg = f"{start}: is neither a plain file nor a folder"
+        raise DataError(msg)
     found = _folder_candidates(start)
     # Loose files in the root must not hide a feature folder: both are offered to choose from.
     if not any(path != start for _, path in found if path.is_dir()) and not _is_tool_folder(start):
@@ -230,11 +234,14 @@ def _has_groups(path: Path) -> bool:
 
 
 def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Files of a folder by ending, sorted; hidden ones (`._x.h5` of macOS) are left out."""
+    """Files of a folder by ending, sorted; hidden ones (`._x.h5` of macOS) are left out.
+
+    Links that lead nowhere are among them: passed over, they would be missing in silence.
+    """
     return sorted(
         p
         for p in folder.iterdir()
-        if p.suffix.lower() in endings and not p.name.startswith(".") and p.is_file()
+        if p.suffix.lower() in endings and not p.name.startswith(".") and not p.is_dir()
     )
 
 
@@ -281,7 +288,7 @@ def _clam(path: Path) -> dict[str, BagFile]:
     for file in files:
         name = slide_name(file.name)
         hits = (p / f"{name}.h5" for p in beside)
-        companion = next((hit for hit in hits if hit.is_file()), None)
+        companion = next((hit for hit in hits if os.path.lexists(hit)), None)
         bags.append(H5Bag(name, file, companion=companion))
     have = {bag.id for bag in bags}
     pt_files = path / "pt_files"
@@ -300,13 +307,15 @@ def _trident(folder: Path) -> dict[str, BagFile]:
     for file in _files(folder, _H5):
         name = slide_name(file.name)
         patches = folder.parent / "patches" / f"{name}_patches.h5"
-        companion = patches if patches.is_file() else None
+        companion = patches if os.path.lexists(patches) else None
         bags.append(H5Bag(name, file, companion=companion, settings=settings))
     return _unique(bags)
 
 
 def _is_table(path: Path) -> bool:
     """Whether a csv looks like bags: no header, or a bag column, and two numeric columns."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         head = pd.read_csv(path, header=None, nrows=2, dtype=str, keep_default_na=False)
     except (OSError, ValueError):

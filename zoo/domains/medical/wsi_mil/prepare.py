@@ -33,13 +33,14 @@ from zoo.domains.medical.wsi_mil.layouts import ID_COLUMNS, LABEL_COLUMNS, colum
 from zoo.domains.medical.wsi_mil.outlines import draw_outlines
 from zoo.domains.medical.wsi_mil.reading import Readers, default_workers
 from zoo.domains.medical.wsi_mil.settings import TileSettings, setting_attributes, settings_of
-from zoo.domains.medical.wsi_mil.slides import is_slide
+from zoo.domains.medical.wsi_mil.slides import PLAIN, SCANNED, is_slide
 from zoo.domains.medical.wsi_mil.tiling import Plan
 from zoo.domains.medical.wsi_mil.watching import Watch, clock
 from zoo.errors import ConfigError, DataError
 
 # Their image tiles lie beside them as plain JPEG or DICOM files.
 _WITH_PARTS = (".vms", ".vmu")
+_LONGEST = 200  # bytes of a slide's name: what is made of it is called longer than it
 _OFTEN_PARTS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
@@ -275,6 +276,8 @@ def prepare(
         f"{told}{len(done)} slides: {len(done) - len(failed) - len(empty)} ok, "
         f"{len(empty)} without tissue, {len(failed)} failed; {tiles} tiles, {clock(seconds)}"
     )
+    for path in passed_over(data.slides):
+        print(f"{path}: passed over, its first bytes are no slide's, or it is a link to nowhere")
     if shards > 1:
         print(f"every process must run; {out}/process_list_{work.key}.csv says what is waiting")
     small = [s for s in done if s.status == "ok" and s.fallback]
@@ -315,6 +318,9 @@ def list_slides(place: Path) -> dict[str, Path]:
         if path.suffix.lower() == ".dcm" or not is_slide(path):
             continue  # a DICOM slide is many files: one of them is named on its own
         name = plain_name(slide_name(path.name), path)
+        if len(name.encode()) > _LONGEST:
+            msg = f"{path}: its name is too long for the files made of it; shorten it"
+            raise DataError(msg)
         if name in found:
             msg = f"{path}: slide '{name}' is also in {found[name]}; rename one of them"
             raise DataError(msg)
@@ -323,6 +329,14 @@ def list_slides(place: Path) -> dict[str, Path]:
         msg = f"data.slides={place}: no slide found in the folder and below"
         raise DataError(msg)
     return dict(sorted(found.items()))
+
+
+def passed_over(place: Path) -> list[Path]:
+    """What is called like slides in a folder and is none: by first bytes, or a broken link."""
+    place = place.expanduser()
+    every = sorted(p for p in place.rglob("*") if not _hidden(p, place)) if place.is_dir() else []
+    named = [p for p in every if p.suffix.lower() in (*PLAIN, *SCANNED) and not p.is_dir()]
+    return [p for p in named if p.suffix.lower() != ".dcm" and not is_slide(p)]
 
 
 def label_table(config: Config) -> tuple[Path, str] | None:

@@ -108,7 +108,9 @@ def survey(data: WsiData, deep: bool = False, keep: bool = False) -> Survey:
         merged = {s: data.merge.get(labels.label[s], labels.label[s]) for s in used}
         index = {s: classes.index(name) for s, name in merged.items()}
     sound = {s: y for s, y in index.items() if s in peeks}
-    parts = _or_note(lambda: _divide(given, sound, groups, data), Parts("", {}), findings)
+    parts = _or_note(
+        lambda: _divide(given, sound, groups, data, labels.where), Parts("", {}), findings
+    )
     wanted = used if given is None else _listed(given)
     skipped = [s for s in wanted if s not in peeks]
     return Survey(
@@ -322,15 +324,23 @@ def _unpaired(source: Source, labels: Labels, given: Parts | None, skip: bool) -
 
 
 def _divide(
-    given: Parts | None, index: Mapping[str, int], groups: Mapping[str, str], data: WsiData
+    given: Parts | None,
+    index: Mapping[str, int],
+    groups: Mapping[str, str],
+    data: WsiData,
+    where: str,
 ) -> Parts:
     """The splits over sound slides, training thinned out to `data.shots` a class."""
     if given is None:
-        parts = draw(index, {s: groups[s] for s in index}, data)
+        try:
+            parts = draw(index, {s: groups[s] for s in index}, data)
+        except DataError as error:
+            msg = f"{where}: {error}"
+            raise DataError(msg) from None
     else:
         kept = {part: [s for s in slides if s in index] for part, slides in given.names.items()}
         parts = Parts(given.where, kept)
-    where = parts.where or "drawn splits"
+    where = parts.where or f"splits drawn from {where}"
     for part, slides in parts.names.items():
         if not slides:
             msg = f"{where}: split '{part}' has no usable slide"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from zoo.data import group_folds, plain_name, read_csv, split_rng, stratified_parts
-from zoo.domains.medical.wsi_mil.bags import plain_label, reason
+from zoo.data import group_folds, plain_name, read_csv, read_json, split_rng, stratified_parts
+from zoo.domains.medical.wsi_mil.bags import plain_label
 from zoo.domains.medical.wsi_mil.config import WsiData
 from zoo.domains.medical.wsi_mil.layouts import (
     ID_COLUMNS,
@@ -89,12 +88,38 @@ def read_labels(data: WsiData, source: Source) -> Labels:
             if label is not None:
                 found[name] = label
     if not found:
+        broken = next(iter(unreadable.values()), "") or _first_broken(source)
+        if broken:
+            raise DataError(broken)
         msg = (
-            f"{data.root}: no labels found; looked for a csv with the columns slide_id and label "
-            "and for labels in the feature file; set data.labels"
+            f"{data.root}: no labels found{_others(data, source)}; looked for a csv with the "
+            "columns slide_id and label and for labels in the feature file; set data.labels"
         )
         raise DataError(msg)
     return Labels(str(source.path), found, source.patients, unreadable=unreadable)
+
+
+def _first_broken(source: Source) -> str:
+    """Why a lone feature file, which might have held the labels, cannot be read."""
+    if len({bag.path for bag in source.bags.values()}) == 1:
+        try:
+            next(iter(source.bags.values())).peek()
+        except DataError as error:
+            return str(error)
+    return ""
+
+
+def _others(data: WsiData, source: Source) -> str:
+    """The tables that lie where a label table would."""
+    there = [str(path) for path in _tables(data, source)]
+    return f"; {', '.join(there[:3])} cannot be read or has other columns" if there else ""
+
+
+def _tables(data: WsiData, source: Source) -> list[Path]:
+    if data.root is None or source.layout == "table" or not data.root.is_dir():
+        return []
+    places = (data.root, data.root / "dataset_csv", data.root / "labels")
+    return [p for folder in places if folder.is_dir() for p in sorted(folder.glob("*.csv"))]
 
 
 def _labels_file(data: WsiData, source: Source) -> Path | None:
@@ -102,15 +127,7 @@ def _labels_file(data: WsiData, source: Source) -> Path | None:
         return None
     if data.labels is not None:
         return below(data.root, data.labels)
-    if source.layout == "table" or not data.root.is_dir():
-        return None
-    found = [
-        path
-        for folder in (data.root, data.root / "dataset_csv", data.root / "labels")
-        if folder.is_dir()
-        for path in sorted(folder.glob("*.csv"))
-        if _is_label_table(path, data)
-    ]
+    found = [path for path in _tables(data, source) if _is_label_table(path, data)]
     if len(found) > 1:
         names = " or ".join(str(path.relative_to(data.root)) for path in found)
         msg = f"{data.root}: {len(found)} label tables found; choose data.labels={names}"
@@ -119,6 +136,8 @@ def _labels_file(data: WsiData, source: Source) -> Path | None:
 
 
 def _is_label_table(path: Path, data: WsiData) -> bool:
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         head = pd.read_csv(path, nrows=0, encoding="utf-8-sig")
     except (OSError, ValueError):
@@ -296,11 +315,7 @@ def _matched(texts: Iterable[str], known: Container[str], path: Path) -> list[st
 
 
 def _json_parts(path: Path) -> dict[str, list[str]]:
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read as JSON ({reason(error)})"
-        raise DataError(msg) from None
+    body = read_json(path)
     raw: dict[str, list[str]] = {}
     for part in PARTS:
         value: Any = body.get(f"{part}_names", body.get(part)) if isinstance(body, dict) else None

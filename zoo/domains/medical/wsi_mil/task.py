@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.domains.medical.wsi_mil import data, figures, sample
+from zoo.domains.medical.wsi_mil import data, figures, sample, serving
 from zoo.domains.medical.wsi_mil.config import Config
-from zoo.domains.medical.wsi_mil.convert import convert_official
+from zoo.domains.medical.wsi_mil.convert import adopt, convert_official, load_official
 from zoo.domains.medical.wsi_mil.localisation import (
     froc_figure,
     froc_metrics,
@@ -36,6 +36,7 @@ from zoo.errors import ConfigError, DataError
 from zoo.intervals import bootstrap_intervals
 from zoo.privacy import alias
 from zoo.task import (
+    Adoption,
     Batch,
     Conversion,
     Export,
@@ -379,11 +380,35 @@ class WsiMil(Task[Config]):
             inputs={"features": torch.zeros(16, int(facts["width"]))},
             outputs=("logits", "branch_logits", "attention"),
             dynamic={"features": {0: "instances"}},
+            about={
+                "features": f"(N, {int(facts['width'])}) one slide's features as stored",
+                "logits": "(1, C) " + ", ".join(map(str, facts["classes"])),
+                "branch_logits": "(1, K, C) of the branches",
+                "attention": "(M, K, N) of heads, branches and instances, before the softmax",
+            },
         )
+
+    def served(self, model: nn.Module, facts: Facts) -> Export:
+        """One bag to probabilities and attention; see `serving`."""
+        return serving.served(model, facts)
 
     def convert(self, state: Mapping[str, Tensor]) -> Conversion:
         """An ACMIL or ABMIL checkpoint of the official code."""
         return convert_official(state)[1]
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Tensors of a file; the official one also holds a pickled object, which is not made."""
+        return super().read(path) if path.suffix == ".safetensors" else load_official(path).state
+
+    def preparation(self, facts: Facts) -> str:
+        """Whether features are standardised."""
+        if "mean" in facts:
+            return "features standardised by the training instances (data.standardise=true)"
+        return "features as stored (data.standardise=false)"
+
+    def adopt(self, state: Mapping[str, Tensor]) -> Adoption:
+        """Architecture, sizes and number of classes of a model without settings."""
+        return adopt(state, self.config.data.classes)
 
 
 def _in_words(probabilities: np.ndarray, classes: Sequence[str]) -> str:

@@ -14,18 +14,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from zoo.domains.reid.fusion_reid import t2t, vit
 from zoo.domains.reid.fusion_reid.backbones import COUNTER
+from zoo.domains.reid.fusion_reid.config import ReidModel
 from zoo.domains.reid.fusion_reid.model import FusionReID
-from zoo.domains.reid.fusion_reid.resnet import ResNet
+from zoo.domains.reid.fusion_reid.resnet import DEPTHS, ResNet
 from zoo.domains.reid.fusion_reid.t2t import T2TViT
 from zoo.domains.reid.fusion_reid.vit import (
     PATCH,
     TokenEncoder,
     Variant,
     VisionTransformer,
+    patch_grid,
 )
 from zoo.errors import WeightsError
-from zoo.task import Conversion
+from zoo.task import Adoption, Conversion, Facts
 
 Kind = Literal["both", "cnn", "transformer"]
 
@@ -233,3 +236,95 @@ def _mixing(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "kernel": 1 if depthwise is None else depthwise.shape[2],
         "depthwise": depthwise is not None,
     }
+
+
+# -- without settings ---------------------------------------------------------------------------
+
+SIZES = ((256, 128), (384, 128))
+OPTIONS = {"mode": "htm_mode", "kernel": "lru_kernel", "depthwise": "lru_depthwise"}
+"""Argument of the model -> setting, where they differ."""
+STRIDES = ((12, 12), (16, 16))
+"""Image sizes and strides of the published models."""
+
+
+def adopt(state: Mapping[str, Tensor], config: ReidModel) -> Adoption:
+    """Settings and facts of a model that comes without any.
+
+    Args:
+        state: Under our names.
+        config: Image size and stride, which only the number of tokens tells.
+
+    Raises:
+        WeightsError: It is no FusionReID, or no known size gives its number of tokens.
+    """
+    if not any(k.startswith("heads.") and k.endswith(".neck.weight") for k in state):
+        msg = f"no weights of fusion_reid: no 'heads.….neck.weight', but '{next(iter(state), '')}'"
+        raise WeightsError(msg)
+    cnn = any(k.startswith("cnn.") for k in state)
+    transformer = any(k.startswith("transformer.") for k in state)
+    words, size = [], config.input_size
+    if cnn:
+        words += _cnn_words(state)
+    if transformer:
+        more, size = _transformer_words(state, config)
+        words += more
+    if cnn and transformer:
+        words += [f"model.{OPTIONS.get(k, k)}={str(v).lower()}" for k, v in _mixing(state).items()]
+    else:
+        words.append(f"model.{'transformer' if cnn else 'cnn'}=none")
+    side = state.get("transformer.sie_embed")
+    cameras = 0 if side is None else side.shape[0]
+    words.append(f"model.camera={'camera' if cameras else 'none'}")
+    people = next((len(v) for k, v in state.items() if k.endswith("classifier.weight")), 1)
+    facts: Facts = {
+        "identities": [f"identity {i}" for i in range(people)],
+        "cameras": [f"camera {i}" for i in range(max(1, cameras))],
+        "domain": "",
+        "input_size": list(size),
+    }
+    told = []
+    if cameras:
+        told.append(
+            f"the file does not name its {cameras} cameras: every image takes their mean embedding"
+        )
+    return Adoption(words, facts, told)
+
+
+def _cnn_words(state: Mapping[str, Tensor]) -> list[str]:
+    if "cnn.conv1.weight" not in state:
+        msg = "weights of OSNet tell too little; keep the run's checkpoint or a portable file"
+        raise WeightsError(msg)
+    layers = tuple(_count(state, f"cnn.layer{stage}.") for stage in (1, 2, 3, 4))
+    width = state["cnn.conv1.weight"].shape[0]
+    for name, depths in DEPTHS.items():
+        if depths == layers and (name == "small" or width == 64):
+            small = [f"model.width={width}"] if name == "small" else []
+            return [f"model.cnn={name}", *small]
+    msg = f"no ResNet of ours has {layers} blocks of {width} channels"
+    raise WeightsError(msg)
+
+
+def _transformer_words(
+    state: Mapping[str, Tensor], config: ReidModel
+) -> tuple[list[str], tuple[int, int]]:
+    """Kind, image size and stride of the transformer, and the size."""
+    dim = _of(state, "transformer.pos_embed").shape[2]
+    blocks = _count(state, "transformer.blocks.")
+    tokens = state["transformer.pos_embed"].shape[1] - 1
+    joined = any(k.startswith("transformer.tokens_to_token.") for k in state)
+    bias = "transformer.blocks.0.attn.qkv.bias" in state
+    known: Mapping[str, Variant] = t2t.VARIANTS if joined else vit.VARIANTS
+    kind = next(
+        (n for n, v in known.items() if (v.dim, v.depth, v.bias) == (dim, blocks, bias)), "small"
+    )
+    words = [f"model.transformer={kind}"]
+    if kind == "small":
+        words += [f"model.dim={dim}", f"model.blocks={blocks}"]
+    for size in (config.input_size, *SIZES):
+        for stride in (config.stride, *STRIDES):
+            rows, columns = t2t.token_grid(size) if joined else patch_grid(size, stride)
+            if rows * columns == tokens:
+                words.append(f"model.input_size=[{size[0]},{size[1]}]")
+                return [*words, f"model.stride=[{stride[0]},{stride[1]}]"], size
+    msg = f"no known image size gives {tokens} tokens; set model.input_size and model.stride"
+    raise WeightsError(msg)

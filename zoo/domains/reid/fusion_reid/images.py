@@ -14,6 +14,7 @@ import io
 import math
 import random
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ ASPECT = (0.3, 1 / 0.3)
 ATTEMPTS = 10
 # Pixels above which a file is taken for a decompression bomb (Pillow's own limit only warns).
 _MOST_PIXELS = 50_000_000
+# What Pillow is let try, whatever a file is called: it would hand PostScript to Ghostscript.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 # What Pillow raises at files that are cut off or damaged.
 _BROKEN = (
     *(OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error),
@@ -64,6 +67,9 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DataError: It cannot be read or is empty.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        msg = f"{path}: is no plain file"
+        raise DataError(msg)
     try:
         body = path.read_bytes()
     except OSError as error:
@@ -73,6 +79,13 @@ def read_bytes(path: Path) -> bytes:
         msg = f"{path}: the file is empty"
         raise DataError(msg)
     return body
+
+
+def _open(source: io.BytesIO) -> Image.Image:
+    """`Image.open` without Pillow's warning of large pictures: they are refused in a line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(source, formats=_FORMATS)
 
 
 def decode(body: bytes, path: Path) -> Bytes:
@@ -89,7 +102,7 @@ def decode(body: bytes, path: Path) -> Bytes:
         DataError: It is no image, or breaks off.
     """
     try:
-        with Image.open(io.BytesIO(body)) as image:
+        with _open(io.BytesIO(body)) as image:
             if image.width * image.height > _MOST_PIXELS:
                 msg = f"{path}: {image.width} x {image.height} pixels are no crop of a person"
                 raise DataError(msg)
@@ -98,6 +111,9 @@ def decode(body: bytes, path: Path) -> Bytes:
             if upright.mode.startswith("I") or upright.mode == "F":
                 # More than 8 bits of grey: Pillow's conversion would saturate.
                 values = np.asarray(upright).astype(np.float64)
+                if not np.isfinite(values).all():
+                    msg = f"{path}: holds values that are not finite; save the crop as 8 bit"
+                    raise DataError(msg)
                 scale = 257.0 if values.max(initial=0) > 255 else 1.0
                 grey = np.clip(np.rint(values / scale), 0, 255).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)

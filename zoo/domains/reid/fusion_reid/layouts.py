@@ -259,13 +259,24 @@ def _existing(root: Path, role: Role) -> Path | None:
 
 
 def _listing(folder: Path) -> Iterable[os.DirEntry[str]]:
-    """Image files of one folder, in any order; none if it is not there."""
+    """Image files of one folder, in any order; none if it is not there.
+
+    Links that lead nowhere are among them: passed over, their images would be missing in silence.
+    """
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if is_crop(entry.name) and entry.is_file():
+            if is_crop(entry.name) and not Path(entry.path).is_dir():
                 yield entry
+
+
+def _size(entry: os.DirEntry[str] | Path) -> int:
+    """Bytes of a file, 0 of a link that leads nowhere."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0
 
 
 def is_crop(name: str) -> bool:
@@ -276,9 +287,9 @@ def is_crop(name: str) -> bool:
 def _files(folder: Path, *, deep: bool) -> list[tuple[str, int]]:
     """Name below the folder and size of every image, sorted; `deep` looks into subfolders."""
     if not deep:
-        return sorted((entry.name, entry.stat().st_size) for entry in _listing(folder))
-    found = (p for p in folder.rglob("*") if is_crop(p.name) and p.is_file())
-    return sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in found)
+        return sorted((entry.name, _size(entry)) for entry in _listing(folder))
+    found = (p for p in folder.rglob("*") if is_crop(p.name) and not p.is_dir())
+    return sorted((p.relative_to(folder).as_posix(), _size(p)) for p in found)
 
 
 def _folders(root: Path, layout: str, data: ReidData) -> Found:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from zoo import matlab
+from zoo.data import read_json, read_text
 from zoo.domains.reid.fusion_reid import names
 from zoo.domains.reid.fusion_reid.layouts import Entry, Found, Role
 from zoo.errors import DataError
@@ -50,6 +51,8 @@ def msmt17(root: Path, *, with_val: bool) -> Found:
             continue
         folder = _first(root, _MSMT17_FOLDERS[part], path)
         rows = [_msmt17_row(line, f"{path}:{n}") for n, line in _lines(path)]
+        if not rows:
+            findings.append(Finding("error", "the list is empty", str(path), "copy it again"))
         entries += _present(
             [(folder / name, person, camera) for name, person, camera in rows],
             role,
@@ -62,12 +65,7 @@ def msmt17(root: Path, *, with_val: bool) -> Found:
 
 
 def _lines(path: Path) -> Iterable[tuple[int, str]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        msg = f"{path}: cannot be read as text ({type(error).__name__})"
-        raise DataError(msg) from None
-    return ((n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip())
+    return ((n, line) for n, line in enumerate(read_text(path).splitlines(), 1) if line.strip())
 
 
 def _msmt17_row(line: str, where: str) -> tuple[str, str, str]:
@@ -180,15 +178,15 @@ def _cuhk03_name(name: str, where: Path) -> tuple[str, str]:
 
 def _json_division(path: Path) -> dict[Role, list[str]]:
     """Role -> file names; paths in the list are those of the machine that made it."""
+    made = read_json(path)
     try:
-        made = json.loads(path.read_text(encoding="utf-8"))
         first = made[0]
         rows: dict[Role, list[str]] = {
             "train": [str(row[0]) for row in first["train"]],
             "query": [str(row[0]) for row in first["query"]],
             "gallery": [str(row[0]) for row in first["gallery"]],
         }
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError) as error:
         msg = f"{path}: no division of torchreid's form ({type(error).__name__}: {error})"
         raise DataError(msg) from None
     return {role: [_last(f) for f in files] for role, files in rows.items()}
@@ -200,20 +198,20 @@ def _last(path: str) -> str:
 
 def _matlab_division(path: Path) -> dict[Role, list[str]]:
     """Role -> file names, by one-based places in a list of names (Zhong et al., CVPR 2017)."""
-    from scipy.io import loadmat
-
+    held = matlab.variables(path)
     try:
-        held: dict[str, Any] = loadmat(str(path))
-        files = [_last(str(np.asarray(cell).item())) for cell in held["filelist"].ravel()]
+        files = [_last(str(np.asarray(cell).item())) for cell in held["filelist"].values().ravel()]
         places = {
-            role: held[f"{role}_idx"].ravel().astype(int) - 1
+            role: held[f"{role}_idx"].values().ravel().astype(int) - 1
             for role in ("train", "query", "gallery")
         }
         if any((at < 0).any() or (at >= len(files)).any() for at in places.values()):
             msg = "a place outside of filelist"
             raise IndexError(msg)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
-        told = " ".join(str(error).split())
+    except DataError:
+        raise
+    except (AttributeError, ValueError, KeyError, IndexError, TypeError) as error:
+        told = " ".join(str(error).split())[:120]
         msg = f"{path}: no division of the new protocol ({type(error).__name__}: {told})"
         raise DataError(msg) from None
     return {

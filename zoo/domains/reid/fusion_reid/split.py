@@ -56,6 +56,8 @@ class ReidSplit(ListSplit):
         DataError: There are no crops.
     """
 
+    composed = "a batch is P identities with K crops each, which the triplet loss compares"
+
     def __init__(
         self,
         entries: Sequence[Entry],

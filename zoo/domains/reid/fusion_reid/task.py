@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.domains.reid.fusion_reid import data, figures, ranklists, sample, scoring
+from zoo.domains.reid.fusion_reid import data, figures, ranklists, sample, scoring, serving
 from zoo.domains.reid.fusion_reid.backbones import load_backbones
 from zoo.domains.reid.fusion_reid.baseline import colour_histogram
 from zoo.domains.reid.fusion_reid.config import Config
-from zoo.domains.reid.fusion_reid.convert import convert_official
+from zoo.domains.reid.fusion_reid.convert import adopt, convert_official
 from zoo.domains.reid.fusion_reid.embedding import Embedder, plain
 from zoo.domains.reid.fusion_reid.features import Embeddings, write_embeddings
 from zoo.domains.reid.fusion_reid.heads import Head
@@ -27,6 +27,7 @@ from zoo.domains.reid.fusion_reid.schedule import WarmupCosine
 from zoo.domains.reid.fusion_reid.scoring import Scored
 from zoo.errors import ConfigError, DataError
 from zoo.task import (
+    Adoption,
     Batch,
     Conversion,
     Export,
@@ -430,14 +431,33 @@ class FusionReid(Task[Config]):
         """Images, and their cameras where the network is told them; any number at once."""
         height, width = self.config.model.input_size
         inputs = {"image": torch.zeros(2, 3, height, width)}
-        if "camera" in self.config.model.camera and len(facts["cameras"]) > 1:
+        if serving.told_cameras(plain(model)):
             inputs["camera"] = torch.zeros(2, dtype=torch.int64)
         return Export(
             inputs=inputs,
             outputs=("embedding",),
             dynamic={name: {0: "batch"} for name in inputs},
+            about={
+                "image": f"(B, 3, {height}, {width}) in [0, 1], RGB",
+                "camera": f"(B,) index below {len(facts['cameras'])}, -1 where unknown",
+                "embedding": "(B, D), not normalised",
+            },
         )
+
+    def served(self, model: nn.Module, facts: Facts) -> Export:
+        """Crops of any size, and their cameras where the network is told them."""
+        return serving.served(plain(model), facts, self.config)
 
     def convert(self, state: Mapping[str, Tensor]) -> Conversion:
         """A checkpoint of the official code under our names."""
         return convert_official(state)
+
+    def preparation(self, facts: Facts) -> str:
+        """Size and scaling of images."""
+        height, width = facts["input_size"]
+        mean = "ImageNet's mean" if self.config.model.cnn.startswith("osnet") else "0.5"
+        return f"images of {height} x {width} pixels around {mean}"
+
+    def adopt(self, state: Mapping[str, Tensor]) -> Adoption:
+        """Branches, sizes and cameras of a model without settings."""
+        return adopt(state, self.config.model)

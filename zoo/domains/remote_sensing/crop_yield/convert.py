@@ -9,7 +9,7 @@ of the years before the predicted one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.domains.remote_sensing.crop_yield.config import Config
 from zoo.domains.remote_sensing.crop_yield.modis import BINS, STRIDES, DFYPNet, ModisConvNet
 from zoo.domains.remote_sensing.crop_yield.operators import OperatorRouter
 from zoo.domains.remote_sensing.crop_yield.plain import kernels
 from zoo.domains.remote_sensing.crop_yield.sentinel import SentinelConvNet, SentinelDFYPNet
 from zoo.domains.remote_sensing.crop_yield.vit import ViT
 from zoo.errors import WeightsError
-from zoo.states import unpickled
-from zoo.task import Conversion
+from zoo.states import unpickled, unwrapped
+from zoo.task import Adoption, Conversion
 
 Sensor = Literal["modis", "sentinel2"]
 TELLING: dict[Sensor, str] = {
@@ -80,6 +81,7 @@ _KERNEL = re.compile(
     r"cnn_model\.operator_(?:router\.operators|gate)\.(?:(sobel|scharr)|learnable)\."
     r"(?:(sobel|scharr|kernel|[a-z_]+)_)?([xy])"
 )
+BLOCK = r"vit\.blocks\.(\d+)\."
 _COUNTER = "num_batches_tracked"
 _OWN = ("band_mean", "target")
 """Buffers of ours that no released file has."""
@@ -108,16 +110,16 @@ def load_official(path: Path | str) -> OfficialCheckpoint:
     """
     content = unpickled(path, _numpy_types(), "NumPy arrays")
     whole = content if isinstance(content, dict) else {}
-    state = whole.get("state_dict", whole)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    state = unwrapped(content)
+    if not all(isinstance(v, Tensor) for v in state.values()):
         msg = f"{path}: neither a state dict nor a dict with 'state_dict'"
         raise WeightsError(msg)
     if not state:
         msg = f"{path}: holds no weights"
         raise WeightsError(msg)
-    others = whole.items() if state is not whole else ()
+    others = whole.items() if state is not content else ()
     arrays = {k: np.asarray(v) for k, v in others if isinstance(v, (np.ndarray, list, float))}
-    return OfficialCheckpoint(state, arrays)
+    return OfficialCheckpoint({str(k): v for k, v in state.items()}, arrays)
 
 
 def _numpy_types() -> list[Any]:
@@ -191,18 +193,8 @@ def build_like(state: Mapping[str, Tensor], sensor: Sensor) -> nn.Module:
             hidden = len(state["rca.reduce.weight"])
             if sensor == "sentinel2":
                 return SentinelDFYPNet(SentinelConvNet("sobel", 0.5), vit, rca_hidden=hidden)
-            count = _count(state, r"cnn\.blocks\.(\d+)\.")
-            channels = [len(state[f"cnn.blocks.{i}.conv.weight"]) for i in range(count)]
-            strides = (STRIDES * count)[:count]
-            layers = _count(state, r"cnn\.dense\.(\d+)\.")
-            dense = [len(state[f"cnn.dense.{i}.weight"]) for i in range(layers)]
-            wide = BINS
-            for stride in strides:
-                wide = -(-wide // stride)
-            rows = state["cnn.dense.0.weight"].shape[1] // (channels[-1] * wide)
+            channels, strides, dense, steps = _modis_sizes(state)
             bands = state["cnn.blocks.0.conv.weight"].shape[1]
-            # The number of steps is rounded up to what gives that many rows.
-            steps = rows * int(np.prod(strides))
             net = ModisConvNet(
                 OperatorRouter(), steps, channels, dense[:-1], 0.5, bands, strides=strides
             )
@@ -210,6 +202,23 @@ def build_like(state: Mapping[str, Tensor], sensor: Sensor) -> nn.Module:
     except (KeyError, IndexError, ZeroDivisionError) as error:
         msg = f"incomplete weights of DFYP: {error} is missing"
         raise WeightsError(msg) from error
+
+
+def _modis_sizes(
+    state: Mapping[str, Tensor],
+) -> tuple[list[int], Sequence[int], list[int], int]:
+    """Channels and strides of the blocks, widths of the dense layers, steps of the season."""
+    count = _count(state, r"cnn\.blocks\.(\d+)\.")
+    channels = [len(state[f"cnn.blocks.{i}.conv.weight"]) for i in range(count)]
+    strides = (STRIDES * count)[:count]
+    layers = _count(state, r"cnn\.dense\.(\d+)\.")
+    dense = [len(state[f"cnn.dense.{i}.weight"]) for i in range(layers)]
+    wide = BINS
+    for stride in strides:
+        wide = -(-wide // stride)
+    rows = state["cnn.dense.0.weight"].shape[1] // (channels[-1] * wide)
+    # The number of steps is rounded up to what gives that many rows.
+    return channels, strides, dense, rows * int(np.prod(strides))
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -227,7 +236,7 @@ def _vit_like(state: Mapping[str, Tensor]) -> ViT:
         state["vit.positions"].shape[-2] - 1,
         patch=round((state["vit.embedding.linear.weight"].shape[1] / channels) ** 0.5),
         dim=dim,
-        depth=_count(state, r"vit\.blocks\.(\d+)\."),
+        depth=_count(state, BLOCK),
         heads=heads,
         head_size=inner // heads,
         mlp=len(state["vit.blocks.0.mlp.up.weight"]),
@@ -280,3 +289,54 @@ def convert_official(state: Mapping[str, Tensor]) -> Conversion:
         msg = f"incomplete weights of DFYP: {', '.join(absent[:3])} missing"
         raise WeightsError(msg)
     return Conversion(made, renamed, dropped, missing)
+
+
+# -- without settings ---------------------------------------------------------------------------
+
+
+def adopt(state: Mapping[str, Tensor], config: Config) -> Adoption:
+    """Settings of a network that comes without any; its facts need a training set.
+
+    Args:
+        state: Under our names; a released file lacks the scale of targets.
+        config: Head sizes, which no tensor tells.
+
+    Raises:
+        WeightsError: It is no network of this task.
+    """
+    if "rca.reduce.weight" not in state or "vit.positions" not in state:
+        first = next(iter(state), "nothing")
+        msg = f"no weights of crop_yield: neither RCA nor ViT is there, but '{first}'"
+        raise WeightsError(msg)
+    modis = "cnn.dense.0.weight" in state
+    build_like(state, "modis" if modis else "sentinel2")  # it is whole
+    inner = len(state["vit.blocks.0.attention.qkv.weight"]) // 3
+    head = config.model.head_size or (64 if modis else 32)
+    head = inner if inner % head else head
+    patch = round((state["vit.embedding.linear.weight"].shape[1] / (9 if modis else 3)) ** 0.5)
+    words = [
+        f"data.sensor={'modis' if modis else 'sentinel2'}",
+        f"model.rca_hidden={len(state['rca.reduce.weight'])}",
+        f"model.dim={state['vit.positions'].shape[-1]}",
+        f"model.depth={_count(state, BLOCK)}",
+        f"model.heads={inner // head}",
+        f"model.head_size={head}",
+        f"model.mlp={len(state['vit.blocks.0.mlp.up.weight'])}",
+        f"model.patch={patch}",
+    ]
+    told = []
+    if modis:
+        channels, _, dense, steps = _modis_sizes(state)
+        words += [f"model.channels={channels}", f"model.dense={dense[0]}", f"data.steps={steps}"]
+        if "band_mean" not in state:
+            words.append("model.routing=per_sample")  # as the released networks were trained
+        learnt = "band means, county yields and the predicted year (data.year) are in no such file"
+    else:
+        words.append(
+            f"data.image_size={round((state['vit.positions'].shape[-2] - 1) ** 0.5) * patch}"
+        )
+        if "target" not in state:
+            words.append("data.input_scaling=official")
+            told.append("pictures stay at 0..255, as the released networks were trained")
+        learnt = "county yields and the crop (data.crop) are in no such file"
+    return Adoption(words, {}, told, learnt)

@@ -98,6 +98,8 @@ def load_counties(path: Path, *, outlines: Iterable[str] | None = None) -> Count
 
 def is_county_table(path: Path) -> bool:
     """Whether the first line of a csv looks like a table with places."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             first = [cell.strip().strip('"') for cell in file.readline(8192).split(",")]
@@ -130,7 +132,16 @@ def _table(
     folders = [root] if root.is_dir() else [root.parent]
     folders += [folder for folder in (folders[0] / "data", folders[0] / "yield") if folder.is_dir()]
     for folder in folders:
-        found = [p for p in sorted(folder.glob("*.csv")) if fits(p)]
+        tables = sorted(p for p in folder.glob("*.csv") if not p.is_dir())
+        for path in tables:
+            if not path.is_file():
+                msg = f"{path}: is no plain file, or a link that leads nowhere; remove it"
+                raise DataError(msg)
+            with path.open("rb") as file:
+                if b"\0" in file.read(8192):
+                    msg = f"{path}: is no text; copy it again or remove it"
+                    raise DataError(msg)
+        found = [p for p in tables if fits(p)]
         if fits is is_yield_table:
             # Rows state,county,lon,lat have four numbers as well, but no year.
             found = [p for p in found if not is_county_table(p)]
@@ -143,6 +154,12 @@ def _table(
         if found:
             return found[0]
     return None
+
+
+def csv_names(root: Path) -> str:
+    """The csv files of a folder, for messages that none of them is what was looked for."""
+    there = sorted(p.name for p in root.glob("*.csv"))[:4] if root.is_dir() else []
+    return f" ({', '.join(there)} cannot be read as one)" if there else ""
 
 
 def parse_outline(text: str, where: str) -> list[Polygon]:

@@ -13,13 +13,13 @@ where they lie:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from zoo.data import read_json
 from zoo.errors import DataError
 
 # Quarters that DFYP and MMST-ViT look at, whatever the crop: April to September.
@@ -250,11 +250,7 @@ def read_index(path: Path, tree: Tree) -> list[Entry]:
     Raises:
         DataError: The file is no such index, or a path in it leads elsewhere.
     """
-    try:
-        body = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        msg = f"{path}: cannot be read as JSON ({_first_line(error)})"
-        raise DataError(msg) from None
+    body = read_json(path)
     if not isinstance(body, list) or not body:
         msg = f"{path}: expected a list of records with FIPS, year and data"
         raise DataError(msg)
@@ -312,11 +308,6 @@ def _stays_below(text: str, where: str) -> None:
     if bad or ".." in path.parts:
         msg = f"{where}: {text[:80]!r} leads out of the data folder, which is refused"
         raise DataError(msg)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
 
 
 def entries_of_folders(tree: Tree, counties: Mapping[Path, Iterable[str]]) -> list[Entry]:

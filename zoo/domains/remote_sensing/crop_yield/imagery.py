@@ -19,7 +19,7 @@ import numpy as np
 
 from zoo.domains.remote_sensing.crop_yield.cropnet import padded_fips
 from zoo.errors import DataError
-from zoo.hdf5 import holds, opened
+from zoo.hdf5 import holds, opened, own
 
 
 @dataclass(frozen=True)
@@ -194,10 +194,7 @@ def _numbers(file: h5py.File, shot: Shot, name: str) -> h5py.Dataset | None:
     if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "fiu":
         msg = f"{shot.where}: '{name}' is no array of numbers"
         raise DataError(msg)
-    if found.is_virtual or found.external:
-        msg = f"{shot.where}: '{name}' takes its values from other files, which is refused"
-        raise DataError(msg)
-    return found
+    return own(found, f"{shot.where}: '{name}'")
 
 
 def _stored(file: h5py.File, shot: Shot) -> h5py.Dataset:

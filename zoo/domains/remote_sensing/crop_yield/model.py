@@ -75,7 +75,8 @@ def _router(config: Config, facts: Mapping[str, Any]) -> OperatorRouter:
     if settings.operator != "auto":
         always = settings.operator
     elif settings.routing == "per_prediction_year":
-        year = config.data.year if config.data.year is not None else facts.get("year")
+        # The year trained for: data.year of a later evaluation must not change the network.
+        year = facts.get("year") or config.data.year
         if year is None:
             msg = "model.routing=per_prediction_year needs the predicted year; set data.year"
             raise ConfigError(msg)

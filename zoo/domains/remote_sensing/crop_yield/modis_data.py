@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from zoo.data import split_rng, stop_on_errors
+from zoo.data import read_csv, split_rng, stop_on_errors
 from zoo.domains.remote_sensing.crop_yield.config import Config, CropData
 from zoo.domains.remote_sensing.crop_yield.counties import (
     Counties,
+    csv_names,
     find_tables,
     load_counties,
 )
@@ -95,8 +96,12 @@ def survey_modis(config: Config, deep: bool = False) -> ModisSurvey:
     if len(short):
         _count(findings, short, f"have fewer than {data.steps} steps; the others are empty")
     years = sorted(int(y) for y in table["year"].unique())
-    year = _predicted(years, data)
-    parts = _divide(table, year, years, data)
+    try:
+        year = _predicted(years, data)
+        parts = _divide(table, year, years, data)
+    except DataError as error:
+        msg = f"{store.root}: {error}"
+        raise DataError(msg) from None
     found = ModisSurvey(store, year, years, parts, counties, yields, tuple(findings))
     if deep:
         for part in parts.values():
@@ -141,7 +146,8 @@ def _with_yields(
             raise DataError(msg + "in data.yields")
         yields = _own_yields(store, data, findings)
     else:
-        msg = f"{store.root}: no csv of yields beside the histograms; set data.yields"
+        msg = f"{store.root}: no csv of yields beside the histograms"
+        msg += f"{csv_names(store.root)}; set data.yields"
         raise DataError(msg)
     columns = ["year", "fips", "yield_bu_acre"]
     histograms = store.table.drop(columns="yield_bu_acre")
@@ -309,7 +315,11 @@ def _failed(found: ModisSurvey, data: CropData) -> list[Finding]:
     path = found.store.root / "prepared.csv"
     if not found.store.root.is_dir() or not path.is_file():
         return []
-    report = pd.read_csv(path, dtype=str, keep_default_na=False)
+    report = read_csv(path)
+    missing = [name for name in ("fips", "status", "reason") if name not in report]
+    if missing:
+        told = f"no column '{missing[0]}': it is not what `zoo data prepare` wrote"
+        return [Finding("error", told, str(path), "remove it, or prepare again")]
     bad = report[report["status"] != "ok"]
     skip = data.on_error == "skip"
     remedy = "" if skip else "mend and prepare it again, or set data.on_error=skip"

@@ -27,7 +27,12 @@ import pandas as pd
 
 from zoo import files
 from zoo.domains.remote_sensing.crop_yield.config import Config, CropData
-from zoo.domains.remote_sensing.crop_yield.counties import Counties, find_tables, load_counties
+from zoo.domains.remote_sensing.crop_yield.counties import (
+    Counties,
+    csv_names,
+    find_tables,
+    load_counties,
+)
 from zoo.domains.remote_sensing.crop_yield.exports import (
     Export,
     Rules,
@@ -94,7 +99,7 @@ class Preparation:
         self.rules = Rules.of(self.data, root)
         places, table = find_tables(root, self.data)[::-1]
         if table is None:
-            msg = f"{root}: no csv of yields found; set data.yields"
+            msg = f"{root}: no csv of yields found{csv_names(root)}; set data.yields"
             raise DataError(msg)
         self.table_path, self.places_path = table, places
         self.yields: Yields = read_yields(table, crop=self.data.crop, states=self.data.states)

@@ -134,6 +134,9 @@ def format_of(path: Path) -> str:
     Raises:
         DataError: The file is missing, or neither.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        msg = f"{path}: is no plain file"
+        raise DataError(msg)
     try:
         with path.open("rb") as file:
             head = file.read(12)

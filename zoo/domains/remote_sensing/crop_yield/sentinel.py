@@ -187,6 +187,24 @@ class SentinelDFYPNet(nn.Module):
         return self.target[0] + self.target[1] * (self.cnn_share * c + self.vit_share * v)
 
 
+class OneCounty(nn.Module):
+    """The network on one county, whose pictures are all there is to say of it.
+
+    Args:
+        network: For any number of counties.
+    """
+
+    def __init__(self, network: SentinelDFYPNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Natural logs (1, 2) of production and yield of pictures (P, 3, H, W), normalised."""
+        count = torch.full((1,), pictures.shape[0], dtype=torch.int64, device=pictures.device)
+        made: Tensor = self.network(pictures, torch.cat([torch.zeros_like(count), count]))
+        return made
+
+
 def county_mean(x: Tensor, counts: Tensor) -> Tensor:
     """Means over each county's pictures.
 
@@ -197,7 +215,11 @@ def county_mean(x: Tensor, counts: Tensor) -> Tensor:
     Returns:
         (B, F).
     """
-    owner = torch.repeat_interleave(counts, output_size=x.shape[0])
+    if torch.compiler.is_compiling():  # ONNX has no repetition that is told its size
+        places = torch.arange(x.shape[0], device=x.device)
+        owner = (places[:, None] >= counts.cumsum(0)).sum(1)
+    else:
+        owner = torch.repeat_interleave(counts, output_size=x.shape[0])
     total = x.new_zeros(counts.shape[0], x.shape[1]).index_add(0, owner, x)
     return total / counts[:, None].to(x.dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,14 @@ _ROWS = 64
 # Where a prepared folder may lie below what the user names.
 _BELOW = ("", "prepared", "modis", "modis/prepared")
 _KEYS = ("histogram", "fips", "steps", "pixels", "lon", "lat")
+# What reading a damaged archive raises; zipfile gives up on unknown compression with the last two.
+_DAMAGED = (
+    *(OSError, ValueError, KeyError, EOFError, MemoryError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
+)
+# Bytes that a column of a year may unpack to: there are some three thousand counties.
+_COLUMN = 2**24
+_HIGHEST = 10**9  # beyond any yield, year, place or code
 _PUBLISHED_KEYS = ("output_image", "output_yield", "output_year", "output_locations")
 
 
@@ -62,7 +71,7 @@ class Store:
             with _opened(self.years[year]) as archive:
                 images = _member(archive, "histogram", self.years[year])
                 out[places[mine]] = images[rows["row"].to_numpy()[mine]]
-        _proportions(out, self.root)
+            _proportions(out[places[mine]], self.years[year])
         return out
 
 
@@ -97,14 +106,14 @@ def open_store(place: Path) -> Store:
 
 
 def _first(error: Exception) -> str:
-    """The first line of what a library says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of what a library says, kept short."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _opened(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         msg = f"{path}: is no npz file ({_first(error)}); prepare or fetch it again"
         raise DataError(msg) from None
 
@@ -112,9 +121,22 @@ def _opened(path: Path) -> Any:
 def _member(archive: Any, name: str, path: Path) -> np.ndarray:
     try:
         return np.asarray(archive[name])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except _DAMAGED as error:
         msg = f"{path}: member '{name}' is damaged ({_first(error)}); fetch it again"
         raise DataError(msg) from None
+
+
+def _column(archive: Any, name: str, path: Path) -> np.ndarray:
+    """One value a county."""
+    if archive.zip.getinfo(f"{name}.npy").file_size > _COLUMN:
+        msg = f"{path}: member '{name}' is far longer than there are counties; fetch it again"
+        raise DataError(msg)
+    values = _member(archive, name, path)
+    plain = values.ndim == 1 and values.dtype.kind in ("U" if name == "fips" else "fiu")
+    if not plain or (values.dtype.kind == "f" and np.isinf(values).any()):
+        msg = f"{path}: member '{name}' is no column of values, one a county; prepare it again"
+        raise DataError(msg)
+    return values
 
 
 def _have(archive: Any, names: Iterable[str], path: Path) -> None:
@@ -129,12 +151,15 @@ def _yearly(folder: Path) -> Store:
     for path in sorted((folder / YEARS).glob("[0-9]*.npz")):
         if not path.stem.isdigit():
             continue
+        if not path.is_file():  # a pipe would be waited for
+            msg = f"{path}: is no plain file"
+            raise DataError(msg)
         with _opened(path) as archive:
             _have(archive, _KEYS, path)
-            columns = {name: _member(archive, name, path) for name in _KEYS[1:]}
-        lengths = {len(column) for column in columns.values()}
-        if len(lengths) != 1:
-            msg = f"{path}: its members have different lengths; prepare it again"
+            columns = {name: _column(archive, name, path) for name in _KEYS[1:]}
+        shape = next(_header(path, "histogram"))
+        if {(len(column), *SHAPE) for column in columns.values()} != {shape}:
+            msg = f"{path}: its members have different lengths or shapes; prepare it again"
             raise DataError(msg)
         year = int(path.stem)
         years[year] = path
@@ -150,7 +175,12 @@ def _published(path: Path) -> Store:
         _have(archive, [*_PUBLISHED_KEYS, "output_index"], path)
         names = (*_PUBLISHED_KEYS[1:], "output_index")
         value, year, place, index = (_member(archive, name, path) for name in names)
-    count, shape = len(value), next(_published_header(path))
+    for name, values in zip(names, (value, year, place, index), strict=True):
+        # NaN is not below it either.
+        if values.dtype.kind not in "fiu" or not (np.abs(values) < _HIGHEST).all():
+            msg = f"{path}: member '{name}' holds what is no number; fetch it again"
+            raise DataError(msg)
+    count, shape = len(value), next(_header(path))
     fits = shape == (count, *SHAPE) and len(year) == count
     if not fits or place.shape != (count, 2) or index.shape != (count, 2):
         msg = f"{path}: output_image is {shape}, expected ({count}, 9, {STEPS}, 32) and rows alike"
@@ -170,21 +200,21 @@ def _published(path: Path) -> Store:
     return Store(path, {}, table)
 
 
-def _published_header(path: Path) -> Iterator[Any]:
-    """Shape, then file and type of `output_image`, for reading it piece by piece."""
+def _header(path: Path, name: str = "output_image") -> Iterator[Any]:
+    """Shape, then file and type of a large member, for reading it piece by piece."""
     try:
-        with zipfile.ZipFile(path) as archive, archive.open("output_image.npy") as file:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0
             read = read if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, kind = read(file)
             if fortran or kind.kind != "f":
-                msg = "output_image is stored in another order or type"
+                msg = "it is stored in another order or type"
                 raise ValueError(msg)
             yield shape
             yield file, kind
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        msg = f"{path}: output_image cannot be read ({_first(error)}); fetch it again"
+    except _DAMAGED as error:
+        msg = f"{path}: member '{name}' cannot be read ({_first(error)}); fetch it again"
         raise DataError(msg) from None
 
 
@@ -193,7 +223,7 @@ def _published_images(path: Path) -> Iterator[tuple[int, np.ndarray]]:
 
     As a whole the eleven states take a gigabyte of memory in float64.
     """
-    header = _published_header(path)
+    header = _header(path)
     shape = next(header)
     file, kind = next(header)
     size = math.prod(SHAPE) * kind.itemsize
@@ -201,7 +231,7 @@ def _published_images(path: Path) -> Iterator[tuple[int, np.ndarray]]:
         count = min(_ROWS, shape[0] - first)
         try:
             body = file.read(count * size)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except _DAMAGED as error:
             msg = f"{path}: output_image is damaged ({error}); fetch it again"
             raise DataError(msg) from None
         if len(body) != count * size:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.domains.remote_sensing.crop_yield import data, figures, outputs, sample
+from zoo.domains.remote_sensing.crop_yield import data, figures, outputs, sample, serving
 from zoo.domains.remote_sensing.crop_yield.baselines import (
     History,
     Ridge,
@@ -18,14 +18,20 @@ from zoo.domains.remote_sensing.crop_yield.baselines import (
     picture_features,
 )
 from zoo.domains.remote_sensing.crop_yield.config import Config
-from zoo.domains.remote_sensing.crop_yield.convert import convert_official
+from zoo.domains.remote_sensing.crop_yield.convert import (
+    adopt,
+    convert_official,
+    load_official,
+)
 from zoo.domains.remote_sensing.crop_yield.geojson import write_geojson
 from zoo.domains.remote_sensing.crop_yield.learnt import facts_of
 from zoo.domains.remote_sensing.crop_yield.losses import yield_loss
 from zoo.domains.remote_sensing.crop_yield.model import build_model
+from zoo.domains.remote_sensing.crop_yield.sentinel import OneCounty, SentinelDFYPNet
 from zoo.errors import ConfigError, DataError
 from zoo.intervals import bootstrap_intervals
 from zoo.task import (
+    Adoption,
     Batch,
     Conversion,
     Export,
@@ -336,9 +342,19 @@ class CropYield(Task[Config]):
         return told
 
     def export(self, model: nn.Module, facts: Facts) -> Export:
-        """MODIS: histograms with their years; Sentinel-2 counties have no common shape."""
-        if self.config.data.sensor == "sentinel2":
-            return Export(why_not="counties of different numbers of pictures pass in chunks")
+        """MODIS: histograms of counties with their years; Sentinel-2: one county's pictures."""
+        if isinstance(model, SentinelDFYPNet):
+            side = self.config.data.image_size
+            return Export(
+                inputs={"pictures": torch.zeros(4, 3, side, side)},
+                outputs=("logs",),
+                dynamic={"pictures": {0: "pictures"}},
+                module=OneCounty(model),
+                about={
+                    "pictures": f"(P, 3, {side}, {side}) B11, B08 and B02, normalised as trained",
+                    "logs": "(1, 2) natural logs of production and yield, as trained",
+                },
+            )
         steps = int(facts["steps"])
         name = "yield_minus_county_mean" if self.config.optim.detrend else "yield"
         return Export(
@@ -348,8 +364,31 @@ class CropYield(Task[Config]):
             },
             outputs=(name,),
             dynamic={"histogram": {0: "counties"}, "years": {0: "counties"}},
+            about={
+                "histogram": f"(B, 9, {steps}, 32) shares in [0, 1] of bands, composites and bins",
+                "years": "(B,) harvest years",
+                name: f"(B,) {facts.get('yield_unit', 'bushels/acre')}",
+            },
         )
+
+    def served(self, model: nn.Module, facts: Facts) -> Export:
+        """Histograms of counties, or the pictures of one, to yields; see `serving`."""
+        return serving.served(model, facts, self.config)
 
     def convert(self, state: Mapping[str, Tensor]) -> Conversion:
         """An official checkpoint of either sensor."""
         return convert_official(state)
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Tensors of a file; a released one also holds arrays of losses and predictions."""
+        return super().read(path) if path.suffix == ".safetensors" else load_official(path).state
+
+    def preparation(self, facts: Facts) -> str:
+        """What is taken from the inputs, and how they are scaled."""
+        if self.config.data.sensor == "modis":
+            return "histograms less this training set's band means, unless the file has its own"
+        return f"data.input_scaling={self.config.data.input_scaling}, ImageNet-like mean and scale"
+
+    def adopt(self, state: Mapping[str, Tensor]) -> Adoption:
+        """Sizes of a network without settings; what it learnt of its years needs a training set."""
+        return adopt(state, self.config)

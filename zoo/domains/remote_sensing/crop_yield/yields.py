@@ -166,6 +166,8 @@ def combined(parts: Sequence[Yields]) -> Yields:
 
 def is_yield_table(path: Path) -> bool:
     """Whether the first line of a csv looks like one of the two forms."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             first = [cell.strip().strip('"') for cell in file.readline(4096).split(",")]

@@ -16,11 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zoo.domains.saliency.rgbd_sod.config import RgbdModel
+from zoo.domains.saliency.rgbd_sod.config import Config, RgbdModel
 from zoo.domains.saliency.rgbd_sod.model import GLDMNet, build_model
+from zoo.domains.saliency.rgbd_sod.split import DEVIATION, MEAN
 from zoo.errors import WeightsError
 from zoo.states import read_state
-from zoo.task import Conversion
+from zoo.task import Adoption, Conversion, Facts
 
 Kind = Literal["resnet", "pvt_official", "pvt_timm"]
 TELLING: dict[Kind, str] = {
@@ -251,3 +252,65 @@ def _converted(
 
 def _first(state: Mapping[str, Tensor]) -> str:
     return next(iter(state), "")
+
+
+# -- without settings ---------------------------------------------------------------------------
+
+
+def adopt(state: Mapping[str, Tensor], config: Config) -> Adoption:
+    """Settings and facts of a GL-DMNet, or of a part of one, that comes without any.
+
+    Args:
+        state: Under our names.
+        config: For what no tensor tells: image size, how depth is read.
+
+    Raises:
+        WeightsError: It is no model of this task.
+    """
+    tops = {key.partition(".")[0] for key in state}
+    if not tops & {"encoder_rgb", "fusion", "transformer", "decoder"}:
+        msg = f"no weights of rgbd_sod: the first key is '{_first(state)}'"
+        raise WeightsError(msg)
+    words = _encoder_words(state, tops)
+    stages = [f"transformer.{i}.norm.weight" for i in range(4)]
+    if all(key in state for key in stages):
+        blocks = [
+            {k.split(".")[3] for k in state if k.startswith(f"transformer.{i}.blocks.")}
+            for i in range(4)
+        ]
+        words.append(f"model.depths={[len(b) for b in blocks]}")
+        words.append(f"model.embed_dims={[len(state[key]) for key in stages]}")
+    elif "fusion" in tops:
+        words.append("model.transformer=none")
+    fusion = [f"fusion.{i}.reduce_rgb.0.conv.weight" for i in range(4)]
+    if all(key in state for key in fusion):
+        words.append(f"model.fusion_channels={[len(state[key]) for key in fusion]}")
+    decoder = state.get("decoder.reduce.0.0.conv.weight")
+    if decoder is not None:
+        words.append(f"model.decoder_channels={len(decoder)}")
+    data = config.data
+    polarity = "near_dark" if data.polarity == "auto" else data.polarity
+    facts: Facts = {
+        "input_size": config.model.input_size,
+        "polarity": {},
+        "default_polarity": polarity,
+        "depth": data.depth,
+        "holes": data.holes,
+        "hole_value": data.hole_value,
+        "percentile": None if data.percentile is None else list(data.percentile),
+        "mean": list(MEAN),
+        "deviation": list(DEVIATION),
+    }
+    told = [f"depth is taken as {polarity}; data.polarity=… changes it"]
+    return Adoption(words, facts, told)
+
+
+def _encoder_words(state: Mapping[str, Tensor], tops: set[str]) -> list[str]:
+    if "encoder_rgb" not in tops:
+        return []
+    words = [f"model.share_encoders={str('encoder_depth' not in tops).lower()}"]
+    small = state.get("encoder_rgb.stages.0.0.conv.weight")
+    if small is not None:
+        return [*words, "model.backbone=small", f"model.width={len(small)}"]
+    deep = "encoder_rgb.layer1.0.conv3.weight" in state
+    return [*words, f"model.backbone={'resnet50' if deep else 'resnet18'}"]

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from zoo.domains.saliency.rgbd_sod.config import Config
-from zoo.domains.saliency.rgbd_sod.images import read_mask, resized, thumbnail
+from zoo.domains.saliency.rgbd_sod.images import FORMATS, read_mask, resized, thumbnail
 from zoo.domains.saliency.rgbd_sod.layouts import Pair, canonical, plain
 from zoo.domains.saliency.rgbd_sod.metrics import image_scores
 from zoo.domains.saliency.rgbd_sod.picking import picked
@@ -241,7 +241,7 @@ def read_map(path: Path) -> np.ndarray:
         DataError: The file is missing or broken, or a coloured picture.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.mode == "P":
                 values = np.asarray(image.convert("RGB"))
             elif image.mode in ("1", "CMYK", "YCbCr", "HSV", "LAB"):

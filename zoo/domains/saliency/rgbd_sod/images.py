@@ -8,6 +8,7 @@ become 255) and OpenCV's grey flag divides by 256: the two reasons why depth map
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ import numpy as np
 import scipy.io
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from zoo import matlab
 from zoo.errors import DataError
+from zoo.hdf5 import own
 
 T = TypeVar("T")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -32,7 +35,9 @@ _GREY_TOLERANCE = 4
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSING = (5, 6, 7, 8)  # its values that swap width and height
 # Pixels above which a file is taken for a decompression bomb (Pillow's own limit only warns).
-_MOST_PIXELS = 200_000_000
+_MOST_PIXELS = 100_000_000
+# What Pillow is let try, whatever a file is called: it would hand PostScript to Ghostscript.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 # What Pillow raises at files that are cut off or damaged.
 _BROKEN = (
     *(OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error),
@@ -71,11 +76,24 @@ class Head:
     kind: str
 
 
+def _open(source: Path) -> Image.Image:
+    """`Image.open` without Pillow's warning of large pictures: they are refused in a line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(source, formats=FORMATS)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file; every way in which it can be broken becomes one line."""
     try:
-        with Image.open(path) as image:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            msg = f"{path}: is no plain file"
+            raise DataError(msg)
+        with _open(path) as image:
+            if 0 in image.size:
+                msg = f"{path}: has no pixels; copy the file again"
+                raise DataError(msg)
             if image.width * image.height > _MOST_PIXELS:
                 msg = f"{path}: {image.width} x {image.height} pixels are too many; shrink it"
                 raise DataError(msg)
@@ -137,7 +155,11 @@ def read_rgb(path: Path, like: tuple[int, int] | None = None) -> np.ndarray:
         if not (turned and like == stored and stored[0] != stored[1]):
             image = ImageOps.exif_transpose(image)
         if _kind(image, path) in ("16-bit", "float"):  # a grey photograph of more than 8 bits
-            return np.repeat(_to_bytes(np.asarray(image))[..., None], 3, axis=2)
+            values = np.asarray(image)
+            if not np.isfinite(values).all():
+                msg = f"{path}: holds values that are not finite; save the image as 8 bit"
+                raise DataError(msg)
+            return np.repeat(_to_bytes(values)[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
 
 
@@ -275,13 +297,28 @@ def _modern(path: Path) -> bool:
         return b"MATLAB 7.3" in file.read(128)
 
 
+def _version_4(path: Path) -> bool:
+    """Whether a MATLAB file begins as those of version 4 do: with a small number."""
+    with path.open("rb") as file:
+        start = file.read(128)
+    return 0 in start[:4] and start[126:] not in (b"IM", b"MI")
+
+
 def _mat_shapes(path: Path) -> dict[str, tuple[int, int]]:
     """(H, W) of each matrix, without reading it."""
     if _modern(path):
         with h5py.File(path) as file:
             return {name: (d.shape[1], d.shape[0]) for name, d in _datasets(file, path).items()}
-    found = scipy.io.whosmat(path, appendmat=False)
-    return {name: (shape[0], shape[1]) for name, shape, kind in found if _is_map(shape, kind)}
+    if _version_4(path):
+        found = [(n, tuple(s), k) for n, s, k in scipy.io.whosmat(path, appendmat=False)]
+    else:
+        found = [(n, v.shape, v.kind) for n, v in matlab.variables(path).items()]
+    maps = {name: (shape[0], shape[1]) for name, shape, kind in found if _is_map(shape, kind)}
+    for name, (height, width) in maps.items():
+        if height * width > _MOST_PIXELS:
+            msg = f"{path}: '{name}' claims {width} x {height} pixels, which are too many"
+            raise DataError(msg)
+    return maps
 
 
 def _matrices(path: Path) -> dict[str, np.ndarray]:
@@ -290,8 +327,11 @@ def _matrices(path: Path) -> dict[str, np.ndarray]:
         with h5py.File(path) as file:  # which stores matrices by column
             return {name: np.asarray(d[()]).T for name, d in _datasets(file, path).items()}
     names = list(_mat_shapes(path))
-    content: Mapping[str, Any] = scipy.io.loadmat(path, appendmat=False, variable_names=names)
-    return {name: np.asarray(content[name]) for name in names}
+    if _version_4(path):
+        content: Mapping[str, Any] = scipy.io.loadmat(path, appendmat=False, variable_names=names)
+        return {name: np.asarray(content[name]) for name in names}
+    found = matlab.variables(path)
+    return {name: found[name].values() for name in names}
 
 
 def _datasets(file: h5py.File, path: Path) -> dict[str, Any]:
@@ -304,10 +344,7 @@ def _datasets(file: h5py.File, path: Path) -> dict[str, Any]:
         item = file[name]
         if not isinstance(item, h5py.Dataset) or not _is_map(item.shape, item.dtype.name):
             continue
-        if item.is_virtual or item.external:
-            msg = f"{path}: '{name}' keeps its values in another file, which is refused"
-            raise DataError(msg)
-        found[name] = item
+        found[name] = own(item, f"{path}: '{name}'")
     return found
 
 

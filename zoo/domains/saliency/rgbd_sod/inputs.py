@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zoo.domains.saliency.rgbd_sod.config import Config
 from zoo.domains.saliency.rgbd_sod.depth import DepthRules
-from zoo.domains.saliency.rgbd_sod.images import DEPTH_SUFFIXES, IMAGE_SUFFIXES, head
+from zoo.domains.saliency.rgbd_sod.images import DEPTH_SUFFIXES, FORMATS, IMAGE_SUFFIXES, head
 from zoo.domains.saliency.rgbd_sod.layouts import (
     FOLDERS,
     Pair,
@@ -273,7 +273,7 @@ def _is_grey(path: Path) -> bool:
 
     if head(path).kind != "8-bit":
         return True
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         return len(image.getbands()) == 1
 
 

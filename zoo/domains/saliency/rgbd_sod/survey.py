@@ -23,7 +23,7 @@ from zoo.domains.saliency.rgbd_sod.depth import (
     decide,
     foreground_is_smaller,
 )
-from zoo.domains.saliency.rgbd_sod.images import read_depth, read_mask, resized
+from zoo.domains.saliency.rgbd_sod.images import FORMATS, read_depth, read_mask, resized
 from zoo.domains.saliency.rgbd_sod.layouts import Pair, Place, find_places, plain
 from zoo.domains.saliency.rgbd_sod.layouts import canonical as usual_name
 from zoo.domains.saliency.rgbd_sod.scenes import Heads, content_hash, read_heads, read_scene
@@ -158,7 +158,7 @@ def _examined(pair: Pair, data: RgbdData, rules: DepthRules) -> list[Finding]:
 def _brightest(path: Path | None) -> int:
     from PIL import Image
 
-    with Image.open(path or "") as image:
+    with Image.open(path or "", formats=FORMATS) as image:
         return int(np.asarray(image.convert("L")).max())
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.domains.saliency.rgbd_sod import compare, data, figures, foreign, sample
+from zoo.domains.saliency.rgbd_sod import compare, data, figures, foreign, sample, serving
 from zoo.domains.saliency.rgbd_sod.config import Config
-from zoo.domains.saliency.rgbd_sod.convert import convert_any, load_backbones
+from zoo.domains.saliency.rgbd_sod.convert import adopt, convert_any, load_backbones
+from zoo.domains.saliency.rgbd_sod.inputs import reading_of
 from zoo.domains.saliency.rgbd_sod.losses import deep_supervision
 from zoo.domains.saliency.rgbd_sod.maps import pictures, resized, to_bytes, write_map
 from zoo.domains.saliency.rgbd_sod.metrics import (
@@ -26,6 +27,7 @@ from zoo.domains.saliency.rgbd_sod.model import GLDMNet, build_model
 from zoo.errors import ConfigError, DataError
 from zoo.intervals import bootstrap_intervals
 from zoo.task import (
+    Adoption,
     Batch,
     Comparison,
     Conversion,
@@ -277,11 +279,30 @@ class RgbdSod(Task[Config]):
             inputs={"rgb": torch.zeros(2, 3, size, size), "depth": torch.zeros(2, 1, size, size)},
             outputs=("logits",),
             dynamic={"rgb": {0: "batch"}, "depth": {0: "batch"}},
+            about={
+                "rgb": "(B, 3, S, S), normalised by ImageNet's mean and deviation",
+                "depth": "(B, 1, S, S) in [0, 1], near dark",
+                "logits": "(B, 1, S, S) of salience, for a sigmoid",
+            },
         )
+
+    def served(self, model: nn.Module, facts: Facts) -> Export:
+        """Image and depth of any size in, the map at the image's size out."""
+        reading = reading_of(facts, self.config, ())
+        return serving.served(model, facts, reading, self.config.predict.minmax)
 
     def convert(self, state: Mapping[str, Tensor]) -> Conversion:
         """ImageNet ResNet-50 or PVTv2-B2 weights under our names; GL-DMNet itself has none."""
         return convert_any(state, self.config.model)
+
+    def preparation(self, facts: Facts) -> str:
+        """Size of the pair, scaling of the image, which end of depth is near."""
+        side = facts["input_size"]
+        return f"{side} x {side} pixels, ImageNet's mean and scale, {facts['default_polarity']}"
+
+    def adopt(self, state: Mapping[str, Tensor]) -> Adoption:
+        """Sizes of a network without settings; depth is read as the settings say."""
+        return adopt(state, self.config)
 
 
 def _now(device: torch.device) -> float:
