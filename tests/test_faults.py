@@ -96,7 +96,7 @@ def test_sigkill_leaves_no_loading_process_behind(out: Path, tmp_path: Path) -> 
         time.sleep(0.3)  # the loading processes are at their next batches by now
         os.kill(os.getpid(), signal.SIGKILL)
 
-    task.train.item, task.train.collate, task.loss = item, collate, loss  # type: ignore[method-assign]
+    task.train.item, task.train.collate, task.loss = item, collate, loss  # type: ignore[method-assign, assignment]
     trainer = trainer_of(task)
     child = os.fork()
     if child == 0:

@@ -21,7 +21,6 @@ from zoo.data import item_rng
 from zoo.errors import DataError, ZooError
 from zoo.task import Batch, Split
 
-
 _LOOK_EVERY = 0.5  # seconds
 
 
