@@ -98,8 +98,8 @@ def read_head(path: Path) -> Head:
         raise DataError(msg)
     try:
         image = library.load(path)
-    except library.filebasedimages.ImageFileError:
-        msg = f"{path}: is no NIfTI file, or is cut off in its header; copy or export it again"
+    except (library.filebasedimages.ImageFileError, library.spatialimages.HeaderDataError):
+        msg = f"{path}: is no NIfTI file, or is damaged in its header; copy or export it again"
         raise DataError(msg) from None
     except _FAULTS as error:
         msg = f"{path}: cannot be read as NIfTI ({_reason(error)}); copy it again"

@@ -28,7 +28,7 @@ PREVIEW = 192
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _TAIL = 4096
 # More than any radiograph has; a header may claim anything.
-_MOST_PIXELS = 10**8
+_MOST_PIXELS = 36 * 10**6
 # A 16-bit file that uses fewer levels than these turns nearly black when its low byte is dropped.
 _LEAST_16_BIT = 1 << 13
 

@@ -275,6 +275,9 @@ class TensorBag(BagFile):
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
             msg = f"{self.path}: holds {type(value).__name__}, expected one dense tensor (N, F)"
             raise DataError(msg)
+        if value.device.type != "cpu":
+            msg = f"{self.path}: tensor on '{value.device}', which holds no values; write it again"
+            raise DataError(msg)
         if not value.is_floating_point():
             msg = f"{self.path}: tensor is {value.dtype}, not floating-point features"
             raise DataError(msg)

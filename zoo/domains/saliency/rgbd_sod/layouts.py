@@ -379,6 +379,8 @@ def read_list(path: Path) -> list[str]:
         DataError: The file is missing, is no text, names nothing or names a stem twice.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError  # a named pipe would be waited for
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         msg = f"{path}: there is no such list of stems"
