@@ -343,7 +343,7 @@ def test_eval_of_another_split_and_wrong_ones(zoo: Zoo, work: Workspace, tmp_pat
     assert "val/auc" in text.out
     assert "test/auc" not in text.out
     assert "splits are train, val, test" in one_line(*words, "--split", "valid")
-    assert "weights=RUN is missing" in one_line("eval", TASK)
+    assert "weights= is missing" in one_line("eval", TASK)
     assert "no run 'x'" in one_line("eval", "weights=x", f"out={work.out}")
     assert "of task 'wsi_mil', not 'her_seg'" in one_line(*words, "task=her_seg")
     assert "cannot score foreign" in one_line("eval", TASK, f"predict.foreign={tmp_path}")
@@ -391,7 +391,7 @@ def test_predict_words(work: Workspace, tmp_path: Path) -> None:
     assert "did you mean 'predict.dense'" in one_line(
         *words, f"input={tmp_path}", "predict.dens=false"
     )
-    assert "weights=RUN is missing" in one_line("predict", f"input={tmp_path}")
+    assert "weights= is missing" in one_line("predict", f"input={tmp_path}")
     assert not list(tmp_path.iterdir())
 
 

@@ -113,6 +113,21 @@ def test_killed_before_any_line_of_a_write_a_sound_checkpoint_is_left(
     assert stride > 1 or outcomes == old | {("3", 30.0)}
 
 
+def test_killed_while_the_last_old_checkpoint_is_removed_nothing_of_it_is_left(
+    stubs: None, out: Path
+) -> None:
+    """Nothing is written after it that would clean up, so the resume itself has to."""
+    words = [*BAGS, "trainer.epochs=3", "trainer.keep_last=1", "optim.lr=0.01", f"out={out}"]
+    kill = Kill(target="zoo.checkpoint:shutil.rmtree", call=2)
+    assert killing.train(words, out.with_suffix(".log"), kill) == -9
+    run = only_run(out)
+    left = [p.name for p in run.checkpoints.glob(".*")]
+    assert [name[:12] for name in left] == [".stale-step-"]
+    good("train", f"resume={run.path}")
+    assert list(run.checkpoints.glob(".*")) == []
+    assert only_run(out).status == "finished"
+
+
 # -- a full disk --------------------------------------------------------------------------------
 
 

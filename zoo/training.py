@@ -234,6 +234,7 @@ def _taken(run: Run) -> Iterator[None]:
             msg = f"run {run.name} has just been finished by another process"
             raise ResumeError(msg)
         run.tidy()
+        checkpoint.clean(run.checkpoints)
         yield
 
 
