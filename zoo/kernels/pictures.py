@@ -6,6 +6,7 @@ is exported loads without the zoo.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -81,6 +82,26 @@ def resized(values: Tensor, size: tuple[int, int]) -> Tensor:
         size: H and W wanted.
     """
     return functional.interpolate(values, size, mode="bilinear", antialias=True)
+
+
+def patchy(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Random pictures of patches and a little noise, to compare two forms of a network on.
+
+    In noise alone, once resized, a trained network finds nothing, and what both forms say of
+    nothing tells little.
+
+    Args:
+        shape: (B, C, H, W) wanted.
+        generator: Source of all chance.
+
+    Returns:
+        float32 in [0, 1].
+    """
+    batch, channels, *size = shape
+    patches = torch.rand(batch, channels, 6, 7, generator=generator)
+    wide = functional.interpolate(patches, tuple(size), mode="bicubic", align_corners=False)
+    noise = torch.rand(batch, channels, *size, generator=generator)
+    return (0.1 * noise + 0.9 * wide).clamp(0, 1)
 
 
 def nan_unless_unit(image: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from tests.domains.her_seg.test_task import task_of
 from zoo.domains.medical.her_seg.geometry import place
 from zoo.domains.medical.her_seg.inference import Segmenter, Way
 from zoo.domains.medical.her_seg.serving import ServedSegmenter, inner_size, served
-from zoo.exporting import prepared, traced
+from zoo.exporting import prepared, traced, write_pt2
+from zoo.onnx_file import write_onnx
 
 # Smaller and larger than the model's 48 pixels, to either side.
 SIZES = ((48, 48), (20, 31), (101, 60), (40, 130), (47, 49), (3, 180))
@@ -115,6 +116,15 @@ def test_one_graph_serves_all_sizes(fit: str) -> None:
         ):
             (found,) = program(*inputs.values())
             torch.testing.assert_close(found, made.module(*inputs.values()), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fit", ["squash", "letterbox", "tiles"])
+def test_every_fit_becomes_both_kinds_of_file(fit: str, tmp_path: Path) -> None:
+    made = served(Told().eval(), SEVERAL, settings("model.image_size=48", f"data.fit={fit}"))
+    program = traced(made)
+    assert write_pt2(program, made, tmp_path / "served.pt2", {}) < 1e-6
+    assert write_onnx(program, made, tmp_path / "served.onnx", {}) < 1e-4
 
 
 @pytest.mark.slow

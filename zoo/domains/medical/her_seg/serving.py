@@ -11,7 +11,7 @@ from torch.nn import functional
 from zoo.domains.medical.her_seg.config import Config
 from zoo.domains.medical.her_seg.geometry import PADDING
 from zoo.domains.medical.her_seg.inference import Way
-from zoo.kernels.pictures import nan_unless_unit, resized
+from zoo.kernels.pictures import nan_unless_unit, patchy, resized
 from zoo.task import Export, Facts
 
 _SEED = 1
@@ -109,10 +109,22 @@ class ServedSegmenter(nn.Module):
 
 
 def inner_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(h, w) a picture has inside of a letterbox; `geometry.place`, also for sizes left open."""
-    share = side / cast(int, torch.sym_max(*size))
-    height, width = (cast(int, torch.sym_max(1, round(n * share))) for n in size)
+    """(h, w) a picture has inside of a letterbox; `geometry.place`, also for sizes left open.
+
+    In whole numbers, halves to even, since Python's rounding can be traced but not be written to
+    a file. Where a side is a half but for the last bit of a float, `place` may take the other one.
+    """
+    longest = cast(int, torch.sym_max(*size))
+    height, width = (_rounded(n * side, longest) for n in size)
     return height, width
+
+
+def _rounded(share: int, whole: int) -> int:
+    """`share / whole`, at least 1."""
+    doubled = 2 * share + whole
+    nearest = doubled // (2 * whole)
+    half = (2 * whole - doubled % (2 * whole)) // (2 * whole)  # 1 halfway between two, else 0
+    return cast(int, torch.sym_max(1, nearest - half * (nearest % 2)))
 
 
 def tile_places(
@@ -164,7 +176,7 @@ def served(network: nn.Module, facts: Facts, config: Config) -> Export:
 
     def example(batch: int, high: float, wide: float) -> dict[str, Tensor]:
         shape = (batch, 3, round(high * way.side), round(wide * way.side))
-        return {"image": torch.rand(shape, generator=generator)}
+        return {"image": patchy(shape, generator)}
 
     return Export(
         inputs=example(*_FIRST),

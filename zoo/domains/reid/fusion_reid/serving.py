@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.domains.reid.fusion_reid.config import Config
 from zoo.domains.reid.fusion_reid.model import FusionReID
-from zoo.kernels.pictures import nan_unless_unit, resized_bytes
+from zoo.kernels.pictures import nan_unless_unit, patchy, resized_bytes
 from zoo.task import Export, Facts
 
 _SEED = 1
@@ -67,7 +67,7 @@ def served(network: FusionReID, facts: Facts, config: Config) -> Export:
 
     def example(shape: Sequence[int]) -> dict[str, Tensor]:
         batch, height, width = shape
-        inputs = {"image": torch.rand(batch, 3, height, width, generator=generator)}
+        inputs = {"image": patchy((batch, 3, height, width), generator)}
         if cameras:
             inputs["camera"] = torch.arange(batch) - 1  # the first one is unknown
         return inputs

@@ -16,7 +16,7 @@ from torch.nn import functional
 from zoo.domains.saliency.rgbd_sod.depth import DepthRules
 from zoo.domains.saliency.rgbd_sod.filling import filled_by_nearest
 from zoo.domains.saliency.rgbd_sod.split import DEVIATION, MEAN, Reading
-from zoo.kernels.pictures import nan_unless_unit, resized, resized_bytes
+from zoo.kernels.pictures import nan_unless_unit, patchy, resized, resized_bytes
 from zoo.task import Export, Facts
 
 _SEED = 1
@@ -147,10 +147,10 @@ def served(network: nn.Module, facts: Facts, reading: Reading, minmax: bool) -> 
     generator = torch.Generator().manual_seed(_SEED)
 
     def example(rgb: Sequence[int], depth: Sequence[int]) -> dict[str, Tensor]:
-        inputs = {"rgb": torch.rand(*rgb, generator=generator)}
+        inputs = {"rgb": patchy(rgb, generator)}
         if not blind:
-            values = torch.rand(*depth, generator=generator)
-            inputs["depth"] = torch.where(values < 0.05, -1.0, values)
+            values = patchy(depth, generator)
+            inputs["depth"] = torch.where(values < 0.1, -1.0, values)
         return inputs
 
     inputs = example(*_FIRST)
