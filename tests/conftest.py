@@ -48,6 +48,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _first_backward() -> None:
+    """Starts autograd while torch knows no device but the CPU.
+
+    After an export it knows of more, starts threads for them, and refuses to go on in the forked
+    children that the tests of resuming kill.
+    """
+    import torch
+
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 @pytest.fixture(autouse=True)
 def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only this machine can be reached, unless a test is marked `network`."""
