@@ -183,7 +183,7 @@ def test_leakage_names_items_and_groups_in_two_splits() -> None:
         "1 groups are in both 'train' and 'val': a",
         "1 items are in both 'train' and 'test_x': b-1",
     ]
-    with pytest.raises(DataError, match="are in both 'train' and 'val': a; every patient"):
+    with pytest.raises(DataError, match="are in both 'train' and 'val': a; a patient, identity"):
         stop_on_errors(leakage(splits))
     assert leakage({"train": _split("a-1"), "test": _split("b-1")}) == []
 

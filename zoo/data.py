@@ -29,7 +29,7 @@ from zoo.task import Batch, Finding, Split
 
 # One stream a purpose, so that the order and the items of an epoch never share numbers.
 _ORDER, _ITEM, _STEP, _SPLIT = 1, 2, 3, 4
-_LONGEST = 255  # bytes of a file's name
+LONGEST_NAME = 255  # bytes of a file's name
 
 
 def order_rng(seed: int, epoch: int) -> np.random.Generator:
@@ -92,7 +92,7 @@ def plain_name(text: str, where: object) -> str:
     if bad:
         msg = f"{where}: {text[:80]!r} is no plain name; separators and '..' are refused"
         raise DataError(msg)
-    if len(text.encode()) > _LONGEST:
+    if len(text.encode()) > LONGEST_NAME:
         msg = f"{where}: {text[:80]!r} … is longer than a file's name can be"
         raise DataError(msg)
     return text
@@ -314,7 +314,7 @@ def leakage(splits: Mapping[str, Split]) -> list[Finding]:
                         Finding(
                             "error",
                             f"{len(both)} {what} are in both '{first}' and '{second}': {shown}",
-                            remedy="every patient must be in one split only",
+                            remedy="a patient, identity or county must be in one split only",
                         )
                     )
                     break

@@ -142,7 +142,9 @@ def _write_on(folder: Path, told: Path) -> None:
     cache = FeatureCache("w", SETTINGS, folder)
     for number in range(100_000):
         cache.put([str(number)], torch.full((1, 2000), float(number)))
-        told.write_text(str(number))
+        # Renamed into place: a kill between emptying and writing would leave no number.
+        told.with_suffix(".new").write_text(str(number))
+        told.with_suffix(".new").replace(told)
 
 
 def test_a_kill_loses_at_most_what_was_being_written(tmp_path: Path) -> None:

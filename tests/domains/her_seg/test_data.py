@@ -295,9 +295,9 @@ def spoil(root: Path, name: str) -> None:
         ("missing mask", "n01.png: no mask found for it in"),
         ("missing image", "'n01.png' is listed, and there is no such picture in"),
         ("sizes", "n01.png: the mask is 20 x 30 pixels and its picture 20 x 24"),
-        ("truncated", "n01.png: cannot be read"),
-        ("corrupt", "n01.png: cannot be read"),
-        ("corrupt mask", "masks/n01.png: cannot be read"),
+        ("truncated", "n01.png: the image is broken"),
+        ("corrupt", "n01.png: the image is broken"),
+        ("corrupt mask", "masks/n01.png: the image is broken"),
     ],
 )
 def test_every_fault_is_one_line_and_can_be_skipped(root: Path, name: str, told: str) -> None:
@@ -323,7 +323,7 @@ def test_training_does_not_start_on_what_headers_show(root: Path, name: str) -> 
 def test_what_only_decoding_shows_stops_training_with_the_file(root: Path) -> None:
     spoil(root, "corrupt")
     split = train(root)
-    with pytest.raises(DataError, match=r"images/n01\.png: cannot be read"):
+    with pytest.raises(DataError, match=r"images/n01\.png: the image is broken"):
         split.item(1, RNG)
 
 

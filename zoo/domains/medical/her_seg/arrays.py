@@ -19,12 +19,13 @@ import numpy as np
 from zoo import files, hdf5
 from zoo.domains.medical.her_seg.cases import only, sorted_paths
 from zoo.domains.medical.her_seg.grids import Grid
-from zoo.domains.medical.her_seg.images import IMAGE_SUFFIXES, frames_of, opened, read_image
+from zoo.domains.medical.her_seg.images import IMAGE_SUFFIXES, frames_of, read_image
 from zoo.domains.medical.her_seg.masks import Coding, read_mask
 from zoo.domains.medical.her_seg.nifti import whole_numbers
 from zoo.domains.medical.her_seg.volume_stack import indices
 from zoo.domains.medical.her_seg.writers import write_mask
 from zoo.errors import DataError
+from zoo.images import opened
 from zoo.task import Finding
 
 # Labels 1 to 8 of TransUNet's preprocessing of the Synapse (BTCV) abdominal CT, in its order.

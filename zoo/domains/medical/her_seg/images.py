@@ -7,10 +7,8 @@ file alone, so that a picture reads the same in training and afterwards.
 
 from __future__ import annotations
 
-import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from zoo import extras
 from zoo.domains.medical import dicom
 from zoo.errors import DataError
+from zoo.images import BROKEN, FORMATS, opened
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 # Endings of files in which a pixel may come back with another value than it was given.
@@ -31,16 +30,7 @@ _DEPTHS = (8, 10, 12, 14, 16)
 _ORIENTATION = 0x0112  # EXIF tag
 _BITS = 258  # TIFF tag: bits of each channel
 _TRANSPOSING = (5, 6, 7, 8)  # its values that swap width and height
-# What Pillow is let try, whatever a file is called: it would hand PostScript to Ghostscript.
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-# Pixels above which a file is taken for a decompression bomb (Pillow's own limit only warns).
-_MOST_PIXELS = 100_000_000
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-# What Pillow raises at files that are cut off or damaged.
-_BROKEN = (
-    *(OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error),
-    Image.DecompressionBombError,
-)
 # Names that file managers leave in folders.
 _NO_DATA = {"thumbs.db", ".ds_store", "desktop.ini"}
 
@@ -73,48 +63,6 @@ def is_image(path: Path) -> bool:
     if name.startswith(".") or name in _NO_DATA:
         return False
     return path.suffix.lower() in IMAGE_SUFFIXES or path.suffix.lower() in (".dcm", ".dicom")
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture file; every way in which it can be broken becomes one line.
-
-    Raises:
-        DataError: It is missing, broken, too large or no picture.
-    """
-    # Pillow's own limit warns from 90 million pixels; whole slides of that size are refused below.
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            msg = f"{path}: is no plain file"
-            raise DataError(msg)
-        with Image.open(path, formats=_FORMATS) as image:
-            if 0 in image.size:
-                msg = f"{path}: has no pixels; export or copy it again"
-                raise DataError(msg)
-            if image.width * image.height > _MOST_PIXELS:
-                msg = f"{path}: {image.width} x {image.height} pixels are too many; cut it in parts"
-                raise DataError(msg)
-            yield image
-    except DataError:
-        raise
-    except FileNotFoundError:
-        msg = f"{path}: there is no such file"
-        raise DataError(msg) from None
-    except UnidentifiedImageError:
-        told = "the file is empty" if _empty(path) else "is no picture that can be read"
-        msg = f"{path}: {told}; export or copy it again"
-        raise DataError(msg) from None
-    except _BROKEN as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        msg = f"{path}: cannot be read ({reason[:120]}); copy the file again"
-        raise DataError(msg) from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def _empty(path: Path) -> bool:
-    return path.stat().st_size == 0
 
 
 def head(path: Path) -> Head:
@@ -261,12 +209,12 @@ def _is_strange_tiff(path: Path) -> bool:
     if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
         return False
     try:
-        with Image.open(path, formats=_FORMATS):
+        with Image.open(path, formats=FORMATS):
             return False
     except UnidentifiedImageError:
         with path.open("rb") as file:
             return file.read(4) in (b"II*\0", b"MM\0*")
-    except _BROKEN:
+    except BROKEN:
         return False
 
 

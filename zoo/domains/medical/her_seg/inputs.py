@@ -9,12 +9,13 @@ from zoo.domains.medical import dicom
 from zoo.domains.medical.her_seg.cases import Classes
 from zoo.domains.medical.her_seg.config import Config
 from zoo.domains.medical.her_seg.image_stack import ImageStack
-from zoo.domains.medical.her_seg.images import IMAGE_SUFFIXES, frames_of, images_in, opened
+from zoo.domains.medical.her_seg.images import IMAGE_SUFFIXES, frames_of, images_in
 from zoo.domains.medical.her_seg.masks import Coding
 from zoo.domains.medical.her_seg.pictures import Picture, Reader, look
 from zoo.domains.medical.her_seg.split import StackSplit
 from zoo.domains.medical.her_seg.stacks import Stack
 from zoo.errors import DataError
+from zoo.images import opened
 from zoo.task import Facts
 
 # Layouts in which a folder of pictures is one volume or clip.

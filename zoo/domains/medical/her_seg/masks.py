@@ -27,8 +27,9 @@ from PIL import Image
 
 from zoo.domains.medical.her_seg.cases import Classes
 from zoo.domains.medical.her_seg.config import SegData
-from zoo.domains.medical.her_seg.images import LOSSY, Bytes, frames_of, one_picture, opened, upright
+from zoo.domains.medical.her_seg.images import LOSSY, Bytes, frames_of, one_picture, upright
 from zoo.errors import ConfigError, DataError
+from zoo.images import opened
 
 # Channels of a grey mask stored in colour may differ by this much where JPEG rounded them.
 _GREY_TOLERANCE = 24

@@ -13,18 +13,16 @@ import hashlib
 import io
 import math
 import random
-import struct
-import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from zoo.errors import DataError
+from zoo.images import opened
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -36,13 +34,7 @@ ASPECT = (0.3, 1 / 0.3)
 ATTEMPTS = 10
 # Pixels above which a file is taken for a decompression bomb (Pillow's own limit only warns).
 _MOST_PIXELS = 50_000_000
-# What Pillow is let try, whatever a file is called: it would hand PostScript to Ghostscript.
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-# What Pillow raises at files that are cut off or damaged.
-_BROKEN = (
-    *(OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error),
-    Image.DecompressionBombError,
-)
+_TOO_MANY = "are no crop of a person"
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -81,13 +73,6 @@ def read_bytes(path: Path) -> bytes:
     return body
 
 
-def _open(source: io.BytesIO) -> Image.Image:
-    """`Image.open` without Pillow's warning of large pictures: they are refused in a line."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(source, formats=_FORMATS)
-
-
 def decode(body: bytes, path: Path) -> Bytes:
     """An image file's content as RGB, upright: grey, palette and CMYK too, orientation obeyed.
 
@@ -101,32 +86,19 @@ def decode(body: bytes, path: Path) -> Bytes:
     Raises:
         DataError: It is no image, or breaks off.
     """
-    try:
-        with _open(io.BytesIO(body)) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                msg = f"{path}: {image.width} x {image.height} pixels are no crop of a person"
+    with opened(path, io.BytesIO(body), most=_MOST_PIXELS, too_many=_TOO_MANY) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I") or upright.mode == "F":
+            # More than 8 bits of grey: Pillow's conversion would saturate.
+            values = np.asarray(upright).astype(np.float64)
+            if not np.isfinite(values).all():
+                msg = f"{path}: holds values that are not finite; save the crop as 8 bit"
                 raise DataError(msg)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I") or upright.mode == "F":
-                # More than 8 bits of grey: Pillow's conversion would saturate.
-                values = np.asarray(upright).astype(np.float64)
-                if not np.isfinite(values).all():
-                    msg = f"{path}: holds values that are not finite; save the crop as 8 bit"
-                    raise DataError(msg)
-                scale = 257.0 if values.max(initial=0) > 255 else 1.0
-                grey = np.clip(np.rint(values / scale), 0, 255).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            return np.asarray(upright.convert("RGB"))
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        msg = f"{path}: is no image that can be read; copy or download it again"
-        raise DataError(msg) from None
-    except _BROKEN as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        msg = f"{path}: the image is broken ({reason}); copy or download it again"
-        raise DataError(msg) from None
+            scale = 257.0 if values.max(initial=0) > 255 else 1.0
+            grey = np.clip(np.rint(values / scale), 0, 255).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        return np.asarray(upright.convert("RGB"))
 
 
 def load(path: Path) -> Bytes:

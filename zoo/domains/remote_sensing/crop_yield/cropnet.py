@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from zoo.data import read_json
+from zoo.data import LONGEST_NAME, read_json
 from zoo.errors import DataError
 
 # Quarters that DFYP and MMST-ViT look at, whatever the crop: April to September.
@@ -307,6 +307,9 @@ def _stays_below(text: str, where: str) -> None:
     bad = not text.isprintable() or "\\" in text or ":" in text or path.is_absolute()
     if bad or ".." in path.parts:
         msg = f"{where}: {text[:80]!r} leads out of the data folder, which is refused"
+        raise DataError(msg)
+    if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
+        msg = f"{where}: {text[:80]!r} … is longer than a file's name can be"
         raise DataError(msg)
 
 

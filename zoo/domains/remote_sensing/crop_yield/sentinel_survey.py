@@ -310,7 +310,11 @@ def _sample(entry: Entry, table: YieldTable, data: CropData, deep: bool) -> Samp
         raise DataError(msg)
     if len(entry.files) < len(SEASON):
         have = ", ".join(path.name for path in entry.files) or "none"
-        msg = f"county {entry.fips} in {entry.year}: expected {len(SEASON)} quarters, found {have}"
+        place = f"{entry.files[0].parent}: " if entry.files else ""
+        msg = (
+            f"{place}county {entry.fips} in {entry.year}: expected {len(SEASON)} quarters, "
+            f"found {have}"
+        )
         raise DataError(msg)
     seen = look(entry.files, entry.fips, entry.year, data.dates)
     if deep:

@@ -16,12 +16,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from zoo.domains.saliency.rgbd_sod.config import Config
-from zoo.domains.saliency.rgbd_sod.images import FORMATS, read_mask, resized, thumbnail
+from zoo.domains.saliency.rgbd_sod.images import read_mask, resized, thumbnail
 from zoo.domains.saliency.rgbd_sod.layouts import Pair, canonical, plain
 from zoo.domains.saliency.rgbd_sod.metrics import image_scores
 from zoo.domains.saliency.rgbd_sod.picking import picked
 from zoo.domains.saliency.rgbd_sod.split import RgbdSplit
 from zoo.errors import DataError
+from zoo.images import FORMATS
 from zoo.task import Record
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")

@@ -7,11 +7,7 @@ become 255) and OpenCV's grey flag divides by 256: the two reasons why depth map
 
 from __future__ import annotations
 
-import struct
-import warnings
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +15,12 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 import scipy.io
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from zoo import matlab
 from zoo.errors import DataError
 from zoo.hdf5 import own
+from zoo.images import MOST_PIXELS, opened
 
 T = TypeVar("T")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -34,15 +31,6 @@ _VARIABLES = ("smoothedDepth", "rawDepth", "depth", "depthMap", "disparity")
 _GREY_TOLERANCE = 4
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSING = (5, 6, 7, 8)  # its values that swap width and height
-# Pixels above which a file is taken for a decompression bomb (Pillow's own limit only warns).
-_MOST_PIXELS = 100_000_000
-# What Pillow is let try, whatever a file is called: it would hand PostScript to Ghostscript.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-# What Pillow raises at files that are cut off or damaged.
-_BROKEN = (
-    *(OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error),
-    Image.DecompressionBombError,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,42 +64,6 @@ class Head:
     kind: str
 
 
-def _open(source: Path) -> Image.Image:
-    """`Image.open` without Pillow's warning of large pictures: they are refused in a line."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(source, formats=FORMATS)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image file; every way in which it can be broken becomes one line."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            msg = f"{path}: is no plain file"
-            raise DataError(msg)
-        with _open(path) as image:
-            if 0 in image.size:
-                msg = f"{path}: has no pixels; copy the file again"
-                raise DataError(msg)
-            if image.width * image.height > _MOST_PIXELS:
-                msg = f"{path}: {image.width} x {image.height} pixels are too many; shrink it"
-                raise DataError(msg)
-            yield image
-    except DataError:
-        raise
-    except FileNotFoundError:
-        msg = f"{path}: there is no such file"
-        raise DataError(msg) from None
-    except UnidentifiedImageError:
-        msg = f"{path}: is no image that can be read"
-        raise DataError(msg) from None
-    except _BROKEN as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        msg = f"{path}: cannot be read ({reason}); copy the file again"
-        raise DataError(msg) from None
-
-
 def head(path: Path) -> Head:
     """Size and pixel type of an image, mask or depth map, from the header alone.
 
@@ -122,7 +74,7 @@ def head(path: Path) -> Head:
         shapes = _from_mat(path, _mat_shapes)
         size = shapes[_depth_variable(shapes, path)]
         return Head(size, size, "mat")
-    with _opened(path) as image:
+    with opened(path) as image:
         stored = (image.height, image.width)
         turned = image.getexif().get(_ORIENTATION) in _TRANSPOSING
         size = stored[::-1] if turned else stored
@@ -149,7 +101,7 @@ def read_rgb(path: Path, like: tuple[int, int] | None = None) -> np.ndarray:
     Raises:
         DataError: The file is missing or broken.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         turned = image.getexif().get(_ORIENTATION) in _TRANSPOSING
         stored = (image.height, image.width)
         if not (turned and like == stored and stored[0] != stored[1]):
@@ -182,7 +134,7 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         DataError: The file is missing or broken.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.mode == "1":
             return np.asarray(image).copy()
         if image.mode == "P":
@@ -211,7 +163,7 @@ def read_depth(path: Path) -> RawDepth:
     if path.suffix.lower() == ".mat":
         matrices = _from_mat(path, _matrices)
         return RawDepth(matrices[_depth_variable(matrices, path)], "mat", zero_is_hole=True)
-    with _opened(path) as image:
+    with opened(path) as image:
         kind = _kind(image, path)
         if _deep_png(image, path):
             values = _deep_colour(path)
@@ -315,7 +267,7 @@ def _mat_shapes(path: Path) -> dict[str, tuple[int, int]]:
         found = [(n, v.shape, v.kind) for n, v in matlab.variables(path).items()]
     maps = {name: (shape[0], shape[1]) for name, shape, kind in found if _is_map(shape, kind)}
     for name, (height, width) in maps.items():
-        if height * width > _MOST_PIXELS:
+        if height * width > MOST_PIXELS:
             msg = f"{path}: '{name}' claims {width} x {height} pixels, which are too many"
             raise DataError(msg)
     return maps

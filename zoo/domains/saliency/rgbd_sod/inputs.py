@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zoo.domains.saliency.rgbd_sod.config import Config
 from zoo.domains.saliency.rgbd_sod.depth import DepthRules
-from zoo.domains.saliency.rgbd_sod.images import DEPTH_SUFFIXES, FORMATS, IMAGE_SUFFIXES, head
+from zoo.domains.saliency.rgbd_sod.images import DEPTH_SUFFIXES, IMAGE_SUFFIXES, head
 from zoo.domains.saliency.rgbd_sod.layouts import (
     FOLDERS,
     Pair,
@@ -25,6 +25,7 @@ from zoo.domains.saliency.rgbd_sod.layouts import (
 from zoo.domains.saliency.rgbd_sod.scenes import content_hash, read_heads
 from zoo.domains.saliency.rgbd_sod.split import Reading, RgbdSplit
 from zoo.errors import DataError
+from zoo.images import FORMATS
 from zoo.task import Facts
 
 _WITHOUT = "give it as a second input, or set data.depth=zeros to predict without depth"

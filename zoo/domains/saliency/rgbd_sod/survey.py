@@ -23,11 +23,12 @@ from zoo.domains.saliency.rgbd_sod.depth import (
     decide,
     foreground_is_smaller,
 )
-from zoo.domains.saliency.rgbd_sod.images import FORMATS, read_depth, read_mask, resized
+from zoo.domains.saliency.rgbd_sod.images import read_depth, read_mask, resized
 from zoo.domains.saliency.rgbd_sod.layouts import Pair, Place, find_places, plain
 from zoo.domains.saliency.rgbd_sod.layouts import canonical as usual_name
 from zoo.domains.saliency.rgbd_sod.scenes import Heads, content_hash, read_heads, read_scene
 from zoo.errors import DataError
+from zoo.images import FORMATS
 from zoo.task import Finding
 
 # Images a set whose masks are compared with their depth, spread evenly: enough to be sure, and
