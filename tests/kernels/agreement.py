@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -28,19 +29,31 @@ def path(name: str) -> Any:
 
 
 def poisoned(x: Tensor) -> Tensor:
-    """The matrix x as the middle of a larger buffer that holds NaN everywhere else."""
-    rows, columns = x.shape
-    buffer = torch.full((rows + 5, columns + 7), float("nan"), dtype=x.dtype)
-    inside = buffer[2 : 2 + rows, 3 : 3 + columns]
+    """The matrices x as the middle of larger ones that hold NaN everywhere else."""
+    *lead, rows, columns = x.shape
+    buffer = torch.full((*lead, rows + 5, columns + 7), float("nan"), dtype=x.dtype)
+    inside = buffer[..., 2 : 2 + rows, 3 : 3 + columns]
     inside.copy_(x)
     return inside
 
 
 @contextmanager
+def _filled() -> Iterator[None]:
+    """`torch.empty` and its relatives give NaN, as PyTorch's deterministic mode has it."""
+    before = torch.are_deterministic_algorithms_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of operators that have no such form: none is needed here
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
 def guarded() -> Iterator[None]:
-    """Tensors from `new_empty` start as NaN and lie between guards that nothing may touch."""
+    """Uninitialised memory starts as NaN, that of `new_empty` between guards nothing may touch."""
     made: list[Tensor] = []
-    original = torch.Tensor.new_empty
 
     def new_empty(self: Tensor, *size: Any, **options: Any) -> Tensor:
         shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
@@ -51,10 +64,10 @@ def guarded() -> Iterator[None]:
         inside = buffer[GUARD : GUARD + count]
         return (inside.fill_(float("nan")) if inside.is_floating_point() else inside).view(shape)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, _filled():
         patch.setattr(torch.Tensor, "new_empty", new_empty)
         yield
-    assert made or original is None
+    assert made
     for buffer in made:
         assert (buffer[:GUARD] == SENTINEL).all()
         assert (buffer[-GUARD:] == SENTINEL).all()
@@ -78,6 +91,7 @@ def hold(
     """
     assert found.keys() == plain.keys() == exact.keys()
     for name, true in exact.items():
+        assert found[name].dtype == plain[name].dtype, name
         mine, other = found[name].double(), plain[name].double()
         assert mine.shape == true.shape, name
         finite = torch.isfinite(true)

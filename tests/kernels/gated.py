@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -155,3 +156,24 @@ def check(case: Case, which: str, poison: bool = True) -> None:
         found = run(case, given, x=poisoned(given.x) if poison else None)
     dtype = torch.bfloat16 if case.use == "bfloat16" else case.dtype
     hold(found, plain, exact, dtype, scales(case, given))
+
+
+def _halves(case: Case) -> Iterator[Case]:
+    """Cases with one size half as large."""
+    bounds = None if case.bounds is None else tuple(bound // 2 for bound in case.bounds)
+    if case.rows > 1:
+        yield replace(case, rows=case.rows // 2, bounds=bounds)
+    for name in ("dim", "attn", "branches"):
+        if getattr(case, name) > 1:
+            yield replace(case, **{name: getattr(case, name) // 2})
+
+
+def check_and_shrink(case: Case, check: Callable[[Case], None]) -> None:
+    """Checks a random case; one that fails is halved while it still does, and named so."""
+    try:
+        check(case)
+    except AssertionError as error:
+        for smaller in _halves(case):
+            check_and_shrink(smaller, check)
+        msg = f"{error}; the smallest such case is {case!r}"
+        raise AssertionError(msg) from None

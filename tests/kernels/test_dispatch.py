@@ -70,13 +70,13 @@ def test_a_wrong_choice_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bags_of_few_rows_keep_their_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    inner = op._scored_pool
+    inner = op.scored_pool
 
     def counted(*arguments: object) -> object:
         called.append(True)
         return inner(*arguments)
 
-    monkeypatch.setattr(op, "_scored_pool", counted)
+    monkeypatch.setattr(op, "scored_pool", counted)
     monkeypatch.setattr(op, "SMALL_ROWS", 8)
     pool = GatedAttentionPool(4, 3, 2)
     few, many = torch.randn(7, 4), torch.randn(8, 4)

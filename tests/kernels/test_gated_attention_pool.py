@@ -151,16 +151,6 @@ def test_half_precision_rows_keep_logits_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(half.pooled.float(), exact.pooled, atol=2e-2, rtol=0)
 
 
-def test_autocast_does_not_lower_logits_and_sums() -> None:
-    module = GatedAttentionPool(16, 8, 2)
-    x = torch.randn(50, 16)
-    exact = module(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = module(x)
-    assert torch.equal(cast.logits, exact.logits)
-    assert torch.equal(cast.pooled, exact.pooled)
-
-
 def test_dense_form_equals_packed_bags_of_equal_length() -> None:
     x, logits = torch.randn(2, 4, 3), torch.randn(2, 4, 5)
     dense, lse = softmax_pool(logits, x)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,9 +86,7 @@ def test_chunked_path_is_as_exact_as_the_definition(
     shape: tuple[int, ...], sign: str, dtype: torch.dtype
 ) -> None:
     inputs = [x.detach().to(dtype) for x in maps(shape, sign)]
-    # Slopes of up to 500 at small similarities magnify their rounding, differently in each form.
-    exact = 1e-5 if dtype == torch.float32 else None
-    close_to_float64(signed_sqrt_attention, reference.signed_sqrt_attention, inputs, exact=exact)
+    close_to_float64(signed_sqrt_attention, reference.signed_sqrt_attention, inputs)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -101,7 +100,7 @@ def test_tiles_of_either_library_are_as_exact_as_the_definition(
     monkeypatch.setattr(cpu_path, "_WIDE", 20)
     inputs = [x.detach() for x in maps(shape, sign)]
     with products_by(onednn=onednn):
-        close_to_float64(signed_sqrt_attention, reference.signed_sqrt_attention, inputs, exact=1e-5)
+        close_to_float64(signed_sqrt_attention, reference.signed_sqrt_attention, inputs)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 7), (3, 4, 257)], ids=str)
@@ -113,7 +112,7 @@ def test_the_form_of_devices_is_as_exact_as_the_definition(
     monkeypatch.setattr(op, "cpu_path", torch_path)
     monkeypatch.setattr(torch_path, "_CHUNK", 100)
     inputs = [x.detach().to(dtype) for x in maps(shape, sign)]
-    exact = 1e-5 if dtype == torch.float32 else 1e-10
+    exact = 1e-10 if dtype == torch.float64 else None
     close_to_float64(signed_sqrt_attention, reference.signed_sqrt_attention, inputs, exact=exact)
 
 
@@ -218,8 +217,11 @@ def test_nan_stays_in_its_item() -> None:
     assert signed_sqrt_attention(*inputs)[0][0].isnan().any()
 
 
-def test_nothing_of_the_size_of_similarities_is_made() -> None:
-    inputs = maps((1, 4, 1000))
+@pytest.mark.parametrize("form", [cpu_path, torch_path])
+def test_nothing_of_the_size_of_similarities_is_made(form: Any) -> None:
+    # The forms themselves, since what an operator calls is hidden from the mode around it.
+    inputs = tuple(x.detach() for x in maps((1, 4, 3000)))
+    out, grads = [torch.empty(1, 4, 3000) for _ in range(3)], [torch.randn(1, 4, 3000)] * 3
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -232,9 +234,10 @@ def test_nothing_of_the_size_of_similarities_is_made() -> None:
             return out
 
     with Watch():
-        out = signed_sqrt_attention(*inputs)
-        torch.autograd.grad(sum(x.square().sum() for x in out), inputs)
-    assert largest <= 1000 * 256
+        form.forward(*inputs, 1e-6, tuple(out))
+        form.backward(tuple(grads), inputs, 1e-6, tuple(out))
+    # The CPU asks for the memory of six tiles at once; devices take 1,024 columns of all rows.
+    assert 3000 * 4 < largest <= (6 * 2048 * 256 if form is cpu_path else 1024 * 3000)
 
 
 def test_opcheck() -> None:
@@ -287,14 +290,6 @@ def test_forced_kernels_need_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="ZOO_KERNELS=triton"):
         signed_sqrt_attention(*maps((1, 2, 5)))
-
-
-def test_autocast_does_not_lower_the_similarities() -> None:
-    inputs = [x.detach() for x in maps((1, 4, 30))]
-    exact = signed_sqrt_attention(*inputs)
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = signed_sqrt_attention(*inputs)
-    assert all(torch.equal(a, b) for a, b in zip(exact, cast, strict=True))
 
 
 def test_no_second_derivative_is_said() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,6 +242,32 @@ def test_which_processor_it_is_for(
         assert products.onednn_is_faster() is expected
     finally:
         products.onednn_is_faster.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu avx512f amx_bf16 amx_tile\n", True),
+        ("Features\t: fp asimd bf16\n", True),
+        ("flags\t\t: fpu avx512f avx512_fp16 avx512_bf16x\n", False),
+        ("", False),
+        (None, False),
+    ],
+)
+@needs_onednn
+def test_which_processor_multiplies_bfloat16(
+    page: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "cpuinfo"
+    if page is not None:
+        path.write_text(f"processor\t: 0\n{page}bogomips\t: 4800\n")
+    monkeypatch.setattr(products, "_PROCESSOR", path)
+    products.bfloat16_is_native.cache_clear()
+    try:
+        assert products.bfloat16_is_native() is expected
+    finally:
+        products.bfloat16_is_native.cache_clear()
 
 
 # -- what else is done with a layer -------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ from zoo.kernels.mutual_attention import triton_path as mutual
 
 pytestmark = pytest.mark.slow
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+# PyTorch's default for float32 is "highest", which is ieee here.
+PRECISIONS = {torch.float32: ("tf32", "ieee"), torch.bfloat16: ("tf32",), torch.float16: ("tf32",)}
 MAPS = ("r", "d", "p", "g_r", "g_d", "g_p")
 SPILLS = 700  # bytes a thread
 LINEAR: dict[str, tuple[str, ...]] = {
@@ -40,17 +43,19 @@ def mutual_cases() -> Iterator[Any]:
     for capability in (80, 90):
         for dtype in (torch.float32, torch.bfloat16):
             for channels in (64, 128):
-                tile = mutual.tiles(dtype, channels, capability)[0]
-                for name in ("products", "by_column", "by_row"):
-                    yield pytest.param(
-                        capability, dtype, channels, tile, name,
-                        id=f"{capability}-{NAMES[dtype]}-{channels}-{name}",
-                    )  # fmt: skip
+                for precision in PRECISIONS[dtype]:
+                    shipped = mutual.tiles(dtype, channels, capability, precision)
+                    for tile, name in product(shipped, ("products", "by_column", "by_row")):
+                        given = (capability, dtype, channels, tile, name, precision)
+                        words = (capability, NAMES[dtype], channels, *tile[:2], name, precision)
+                        yield pytest.param(*given, id="-".join(map(str, words)))
 
 
-@pytest.mark.parametrize(("capability", "dtype", "channels", "tile", "name"), list(mutual_cases()))
+@pytest.mark.parametrize(
+    ("capability", "dtype", "channels", "tile", "name", "precision"), list(mutual_cases())
+)
 def test_mutual_attention(
-    capability: int, dtype: torch.dtype, channels: int, tile: Tile, name: str
+    capability: int, dtype: torch.dtype, channels: int, tile: Tile, name: str, precision: str
 ) -> None:
     kernel = getattr(mutual, name)
     types = {n: NAMES[dtype] if n in MAPS else "*fp32" for n in kernel.arg_names}
@@ -61,34 +66,35 @@ def test_mutual_attention(
         "BI": tile.rows,
         "BJ": tile.columns,
         "WIDEN": False,
-        "PRECISION": "tf32",
+        "PRECISION": precision,
     }
     made = compile_for(kernel, types, constants, capability, tile.warps, tile.stages)
     assert made.shared <= _launch.shared_limit(capability)
     assert made.spilled <= SPILLS
-    assert capability < 90 or "wgmma" in made.ptx
+    assert capability < 90 or precision == "ieee" or "wgmma" in made.ptx
 
 
 def linear_cases() -> Iterator[Any]:
     for capability in (80, 90):
-        for dtype in (torch.float32, torch.bfloat16):
-            for name in LINEAR:
-                for tile in linear.tiles(name, capability):
-                    yield pytest.param(
-                        capability, dtype, tile, name,
-                        id=f"{capability}-{NAMES[dtype]}-{tile.rows}-{name}",
-                    )  # fmt: skip
+        for dtype, name in product(NAMES, LINEAR):
+            for tile, precision in product(linear.tiles(name, capability), PRECISIONS[dtype]):
+                yield pytest.param(
+                    capability, dtype, tile, name, precision,
+                    id=f"{capability}-{NAMES[dtype]}-{tile.rows}-{name}-{precision}",
+                )  # fmt: skip
 
 
-@pytest.mark.parametrize(("capability", "dtype", "tile", "name"), list(linear_cases()))
-def test_linear_attention(capability: int, dtype: torch.dtype, tile: Tile, name: str) -> None:
+@pytest.mark.parametrize(("capability", "dtype", "tile", "name", "precision"), list(linear_cases()))
+def test_linear_attention(
+    capability: int, dtype: torch.dtype, tile: Tile, name: str, precision: str
+) -> None:
     kernel, types = getattr(linear, name), {}
     for n in kernel.arg_names:
         number = n in ("N", "height", "width") or n.endswith(("_stride", "_batch"))
         types[n] = "i32" if number else "*fp32" if n in ("sums", "parts") else NAMES[dtype]
     types |= {"scale": "fp32", "eps": "fp32"}
     given = {"TILES": 4, "HEAD": 16, "GATE": True, "BIAS": True}
-    constants = {"C": 96, "BN": tile.rows, "PRECISION": "tf32"}
+    constants = {"C": 96, "BN": tile.rows, "PRECISION": precision}
     constants |= {n: given[n] for n in LINEAR[name]}
     made = compile_for(kernel, types, constants, capability, tile.warps, tile.stages)
     assert made.shared <= _launch.shared_limit(capability)

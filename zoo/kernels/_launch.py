@@ -26,7 +26,7 @@ SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 """Bytes of shared memory one block may use, by compute capability."""
 
 copies = 0
-"""How often rows had to be copied because their innermost stride is not 1 (for debugging)."""
+"""How often an operand had to be copied because of its strides (for debugging)."""
 
 
 class Tile(NamedTuple):
@@ -112,8 +112,15 @@ def padded(size: int) -> int:
 
 def rows_of(x: Tensor) -> Tensor:
     """`x` itself if its innermost stride is 1, else a contiguous copy."""
-    if x.stride(-1) == 1 or x.shape[-1] <= 1:
-        return x
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else _copied(x)
+
+
+def whole(x: Tensor) -> Tensor:
+    """`x` itself if it is contiguous, else a contiguous copy."""
+    return x if x.is_contiguous() else _copied(x)
+
+
+def _copied(x: Tensor) -> Tensor:
     global copies
     copies += 1
     return x.contiguous()

@@ -38,6 +38,23 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext()  # entering autocast would leave a trace in exported graphs
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype to which autocast lowers `x`; that of `x` outside of it and for float64.
+
+    `torch.library.register_autocast` would fix one dtype for good and lower every argument,
+    given logits and biases too. So the functions in front of the operators lower their rows by
+    this rule, which then holds for definitions and exported graphs as well.
+    """
+    device = x.device.type
+    lowers = torch.is_autocast_enabled(device) and x.is_floating_point()
+    return torch.get_autocast_dtype(device) if lowers and x.dtype != torch.float64 else x.dtype
+
+
+def lowered(x: Tensor) -> Tensor:
+    """`x` in its `autocast_dtype`."""
+    return x.to(autocast_dtype(x))
+
+
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """The dtype of logits and softmax statistics: float32, or float64 for float64 rows."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -86,6 +86,51 @@ def _moment_backward_flops(
     return int(12 * 2 * batch * channels * positions**2)
 
 
+def _attention_flops(v: Any, lepe: Any, heads: int) -> tuple[int, int]:
+    """One product of tokens with the state of their head, and the convolution 3 x 3."""
+    batch, tokens, channels = v
+    return 2 * batch * tokens * channels * (channels // heads), 2 * batch * tokens * math.prod(lepe)
+
+
+@register_flop_formula(torch.ops.zoo.gated_linear_attention)
+def _gated_linear_flops(
+    q: Any,
+    k: Any,
+    v: Any,
+    gate: Any,
+    lepe: Any,
+    lepe_bias: Any,
+    height: int,
+    width: int,
+    heads: int,
+    *rest: Any,
+    **more: Any,
+) -> int:
+    """Two products, the state and what queries read of it, and the convolution."""
+    product, local = _attention_flops(v, lepe, heads)
+    return 2 * product + local
+
+
+@register_flop_formula(torch.ops.zoo.gated_linear_attention_backward)
+def _gated_linear_backward_flops(
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    gate: Any,
+    lepe: Any,
+    lepe_bias: Any,
+    height: int,
+    width: int,
+    heads: int,
+    *rest: Any,
+    **more: Any,
+) -> int:
+    """Five products, both gradients of the convolution, and with a gate the convolution again."""
+    product, local = _attention_flops(v, lepe, heads)
+    return 5 * product + (2 if gate is None else 3) * local
+
+
 def _linear_flops(x: Any, weight: Any, *rest: Any, **more: Any) -> int:
     """A linear layer by oneDNN, an operator of PyTorch's that its counter does not know."""
     return int(2 * math.prod(x) * weight[0])

@@ -31,17 +31,33 @@ _onednn_there: Callable[[], bool] = torch.backends.mkldnn.is_available
 aten: Any = torch.ops.aten
 
 
+def _said(*keys: str) -> set[str]:
+    """Words after the first of the keys that the system's page on the processor has."""
+    try:
+        with _PROCESSOR.open() as lines:
+            line = next((line for line in lines if line.startswith(keys)), "")
+    except OSError:
+        return set()
+    return set(line.split()[1:])
+
+
 @cache
 def onednn_is_faster() -> bool:
     """Whether this is an AMD processor with AVX-512, and PyTorch was built with oneDNN."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
-    try:
-        with _PROCESSOR.open() as lines:
-            maker = next((line for line in lines if line.startswith("vendor_id")), "")
-    except OSError:
-        return False
-    return "AuthenticAMD" in maker and _onednn_there()
+    return "AuthenticAMD" in _said("vendor_id") and _onednn_there()
+
+
+@cache
+def bfloat16_is_native() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 itself, through oneDNN.
+
+    One thread of an EPYC with AVX512_BF16 trains gated pooling 2 to 3 times as fast as in float32.
+    In float16, for which it has no instructions, it took 20 times as long.
+    """
+    known = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
+    return bool(known & _said("flags", "Features")) and _onednn_there()
 
 
 def by_convolution(x: Tensor, rows: int, work: int | None = None) -> bool:

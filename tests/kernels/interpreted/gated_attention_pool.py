@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.kernels.agreement import guarded
-from tests.kernels.gated import Case, build, check, run
-from tests.kernels.test_gated_attention_pool_paths import random_case
+from tests.kernels.gated import Case, build, check, check_and_shrink, run
+from tests.kernels.test_gated_attention_pool_paths import calls, random_case
 from zoo.kernels import GatedAttentionPool, _launch
 from zoo.kernels._launch import Tile, use_tile
 from zoo.kernels.gated_attention_pool import triton_path
@@ -53,7 +54,7 @@ def test_kernels_agree_with_the_definition(case: Case) -> None:
 @pytest.mark.parametrize("seed", range(200))
 def test_random_cases(seed: int) -> None:
     with use_tile(SMALL), guarded():
-        check(random_case(seed), "triton")
+        check_and_shrink(random_case(seed), lambda case: check(case, "triton"))
 
 
 def test_runs_and_packing_agree_bit_by_bit() -> None:
@@ -67,6 +68,70 @@ def test_runs_and_packing_agree_bit_by_bit() -> None:
             single = given.module(given.x[start:end])
             assert torch.equal(first["pooled"][bag], single.pooled[0])
             assert torch.equal(first["logits"][start:end], single.logits)
+            assert torch.equal(first["lse"][bag], single.lse[0])
+
+
+@pytest.mark.parametrize("shape", ["sum", "transposed"])
+def test_incoming_gradients_may_be_expanded_or_transposed(shape: str) -> None:
+    given = build(Case())
+    x = given.x.clone().requires_grad_()
+    inputs, cu = [x, *given.module.parameters()], Case().cu_seqlens
+    with use_tile(SMALL):
+        out = given.module(x, cu)[:2]
+        strange = [torch.ones(()).expand(value.shape) for value in out]
+        if shape == "transposed":
+            strange = [torch.randn(v.shape[::-1]).permute(*range(v.dim())[::-1]) for v in out]
+        found = torch.autograd.grad(out, inputs, strange, retain_graph=True)
+        expected = torch.autograd.grad(out, inputs, [probe.contiguous() for probe in strange])
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_autocast_lowers_rows_and_wide_weights_alone(dtype: torch.dtype) -> None:
+    given, cu = build(Case()), Case().cu_seqlens
+    x, device = given.x.clone().requires_grad_(), given.x.device.type
+    inputs = [x, *given.module.parameters()]
+    with use_tile(SMALL):
+        expected = given.module(x.to(dtype), cu)
+        with torch.autocast(device, dtype):
+            found = given.module(x, cu)
+            with torch.autocast(device, enabled=False):
+                exact = given.module(x, cu)
+        plain = given.module(x, cu)
+        grads = torch.autograd.grad([found.pooled.float().sum(), found.logits.sum()], inputs)
+    for mine, other in zip((*found, *exact), (*expected, *plain), strict=True):
+        assert mine.dtype == other.dtype
+        assert torch.equal(mine, other)
+    assert found.pooled.dtype == dtype
+    assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in grads)
+
+
+def test_bounds_of_32_bits() -> None:
+    given, cu = build(Case()), Case().cu_seqlens
+    assert cu is not None
+    with use_tile(SMALL):
+        pairs = zip(given.module(given.x, cu.int()), given.module(given.x, cu), strict=True)
+        assert all(torch.equal(mine, other) for mine, other in pairs)
+
+
+def test_rows_further_apart_than_32_bits_reach(tmp_path: Path) -> None:
+    if torch.get_default_device().type != "cpu":
+        pytest.skip("the memory is a file of holes, which a device has not")
+    module, rows, stride = GatedAttentionPool(24, 16, 2), torch.randn(3, 24), 2**30 + 8
+    file, count = str(tmp_path / "holes"), 2 * stride + 24
+    x = torch.from_file(file, shared=True, size=count).as_strided((3, 24), (stride, 1))
+    x.copy_(rows)
+    with use_tile(SMALL):
+        for mine, other in zip(module(x), module(rows), strict=True):
+            assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("use", ["pool", "logits", "softmax", "rows"])
+def test_opcheck(use: str) -> None:
+    for grad in (False, True):
+        with use_tile(SMALL):
+            torch.library.opcheck(torch.ops.zoo.scored_pool.default, calls()[use](grad))
 
 
 def test_nan_stays_in_its_bag() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kernels.agreement import guarded
+from tests.kernels.agreement import guarded, poisoned
 from tests.kernels.holding import close_to_float64
 from tests.kernels.test_gated_linear_attention import inputs, using
-from zoo.kernels import GatedLinearAttention, gated_linear_attention
+from zoo.kernels import GatedLinearAttention, _launch, gated_linear_attention
 from zoo.kernels._launch import Tile, use_tile
 from zoo.kernels.gated_linear_attention import reference, triton_path
 
@@ -32,14 +32,12 @@ def _seed() -> None:
 
 
 def check(case: Any, dtype: torch.dtype, gate: bool = True) -> None:
-    own = [x.to(dtype) for x in inputs(case, gate)]
-    # The interpreter cuts numbers off when it makes bfloat16 of them; a GPU rounds to the nearest.
-    exact = 8e-3 if dtype == torch.bfloat16 else None
+    made = [x.to(dtype) for x in inputs(case, gate)]
+    own = [poisoned(x) if x.dim() == 3 else x for x in made]
     close_to_float64(
         using(gated_linear_attention, case, gate),
         using(reference.gated_linear_attention, case, gate),
         own,
-        exact=exact,
     )
 
 
@@ -80,13 +78,43 @@ def test_random_cases(seed: int) -> None:
         check(case, DTYPES[seed % 3], bool(seed % 2))
 
 
-def test_two_runs_agree_bit_by_bit() -> None:
+def test_two_runs_and_items_agree_bit_by_bit() -> None:
     case = (2, (3, 7), 8, 2)
     own = [x.requires_grad_() for x in inputs(case)]
     run = using(gated_linear_attention, case)
     with use_tile(SMALL):
         runs = [[y := run(*own), *torch.autograd.grad(y.square().sum(), own)] for _ in range(2)]
+        single = run(*(x[1:] for x in own[:4]), *own[4:])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert torch.equal(runs[0][0][1], single[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_autocast_lowers_the_tokens(dtype: torch.dtype) -> None:
+    case = (2, (3, 7), 8, 2)
+    own = [x.requires_grad_() for x in inputs(case)]
+    run, device = using(gated_linear_attention, case), own[0].device.type
+    with use_tile(SMALL):
+        expected = run(*(x.to(dtype) for x in own[:4]), *own[4:])
+        with torch.autocast(device, dtype):
+            found = run(*own)
+        grads = torch.autograd.grad(found.float().sum(), own)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+    assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in grads)
+
+
+def test_copies_for_the_sake_of_strides_are_counted() -> None:
+    case = (2, (3, 7), 8, 2)
+    own = inputs(case)
+    strange = [x.mT.contiguous().mT for x in own[:4]]
+    run = using(gated_linear_attention, case)
+    with use_tile(SMALL):
+        before = _launch.copies
+        expected = run(*own)
+        assert _launch.copies == before
+        assert torch.equal(run(*strange, *own[4:]), expected)
+    assert _launch.copies == before + 4  # q, k, v and the gate
 
 
 def test_nan_stays_in_its_item() -> None:

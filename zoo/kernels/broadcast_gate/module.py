@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +11,19 @@ from torch.nn import functional
 
 from zoo.kernels.broadcast_gate.op import legacy_resize
 from zoo.kernels.broadcast_gate.reference import broadcast_gate, squeeze
+from zoo.kernels.official import Names, OfficialModule, read
 
 FORMS = ("map", "channel")
 
 
-class BroadcastGate(nn.Module):
+class BroadcastGate(OfficialModule):
     """Scales features by a gate made of a one-channel map, or of the features' own means.
 
     `map`: MEDUSA's scale head, x * (1 + conv(resize(level))), with `conv` (1 -> C) and the
     resize on TensorFlow 1's grid. `channel`: squeeze-and-excitation, x * sigmoid(up(relu(down(
-    mean(x))))), with the Linear layers `down` (C -> hidden) and `up` (hidden -> C).
+    mean(x))))), with the Linear layers `down` (C -> hidden) and `up` (hidden -> C). DFYP's channel
+    attention of Sentinel-2 is this one without biases; that of MODIS has the same names but takes
+    maxima instead of means, and is not.
 
     Args:
         channels: C.
@@ -31,6 +35,15 @@ class BroadcastGate(nn.Module):
     Raises:
         ValueError: A setting is none of its values.
     """
+
+    OFFICIAL: ClassVar[Mapping[str, Names]] = {
+        "medusa": Names(
+            {"kernel": "conv.weight", "bias": "conv.bias"},
+            beside=r"(kernel|bias)/(Adam|Adam_1|Momentum)",  # of the optimiser
+            tensorflow=True,
+        ),
+        "dfyp_sentinel2": Names({"fc.0.weight": "down.weight", "fc.2.weight": "up.weight"}),
+    }
 
     def __init__(
         self,
@@ -55,6 +68,27 @@ class BroadcastGate(nn.Module):
         else:
             self.down = nn.Linear(channels, hidden, bias=bias)
             self.up = nn.Linear(hidden, channels, bias=bias)
+
+    @staticmethod
+    def from_official(
+        state: Mapping[str, Tensor], prefix: str = "", system: str | None = None
+    ) -> BroadcastGate:
+        """The block of an official checkpoint, of the size that its tensors have.
+
+        Args:
+            state: Official keys; those of MEDUSA are TensorFlow's, with kernels (H, W, 1, C).
+            prefix: What stands before the block's keys, such as `sem/600/` or `se.`.
+            system: `medusa` or `dfyp_sentinel2`; None: whichever names are there.
+
+        Raises:
+            ValueError: A key below the prefix is missing or unknown, or a shape does not fit.
+        """
+        part = read(BroadcastGate, state, prefix, system)
+        if "conv.weight" in part.tensors:
+            channels, _, kernel, _ = part.shape("conv.weight", 4)
+            return part.fill(lambda: BroadcastGate(channels, kernel=kernel))
+        hidden, channels = part.shape("down.weight", 2)
+        return part.fill(lambda: BroadcastGate(channels, "channel", hidden=hidden, bias=False))
 
     def attention(self, level: Tensor, size: tuple[int, int]) -> Tensor:
         """What the map form multiplies by, less one: (B, C, *size) of a map (B, 1, H, W)."""

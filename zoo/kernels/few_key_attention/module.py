@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from zoo.kernels.few_key_attention.reference import (
@@ -10,17 +13,18 @@ from zoo.kernels.few_key_attention.reference import (
     fold_values,
     folded_attention,
 )
+from zoo.kernels.official import PROJECTIONS, Names, OfficialModule, read
 
 FEW = 16
 """Up to so many keys the folded form may run; beyond, the plain one does."""
 
 
-class FewKeyAttention(nn.Module):
+class FewKeyAttention(OfficialModule):
     """Multi-head attention of many tokens to few keys, by folded projections.
 
     Neither queries nor merged heads of all tokens exist where the keys are few enough. The
     parameters are the Linear layers `query` (C -> I), `key`, `value` (key_dim -> I) and `out`
-    (I -> C).
+    (I -> C): those of HER-Seg's decoder from the image to tokens, which is Segment Anything's.
 
     Args:
         dim: Width C of the tokens and of the output.
@@ -32,6 +36,8 @@ class FewKeyAttention(nn.Module):
     Raises:
         ValueError: A size is below 1, or the heads do not divide `inner`.
     """
+
+    OFFICIAL: ClassVar[Mapping[str, Names]] = {"her_seg": Names(PROJECTIONS)}
 
     def __init__(
         self,
@@ -53,6 +59,27 @@ class FewKeyAttention(nn.Module):
         self.key = nn.Linear(key_dim, inner, bias=bias)
         self.value = nn.Linear(key_dim, inner, bias=bias)
         self.out = nn.Linear(inner, dim, bias=bias)
+
+    @staticmethod
+    def from_official(
+        state: Mapping[str, Tensor], prefix: str = "", system: str | None = None, *, heads: int
+    ) -> FewKeyAttention:
+        """The block of an official checkpoint, of the size that its tensors have.
+
+        Args:
+            state: Official keys, with or without `module.` in front.
+            prefix: What stands before the block's keys, such as
+                `mask_decoder.transformer.layers.0.cross_attn_image_to_token.`.
+            system: `her_seg` or None.
+            heads: Number H of heads, which no tensor tells: 8 in HER-Seg.
+
+        Raises:
+            ValueError: A key below the prefix is missing or unknown, or a shape does not fit.
+        """
+        part = read(FewKeyAttention, state, prefix, system)
+        inner, dim = part.shape("query.weight", 2)
+        key_dim = part.shape("key.weight", 2)[1]
+        return part.fill(lambda: FewKeyAttention(dim, heads, inner=inner, key_dim=key_dim))
 
     def folds(self, keys: int) -> bool:
         """Whether so many keys are few: the folded form does less work than the plain one."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 
-from zoo.kernels._ragged import Pooled, mask_logits
+from zoo.kernels._ragged import Pooled, lowered, mask_logits
 from zoo.kernels.gated_attention_pool.op import (
     Keep,
     Weights,
@@ -13,12 +16,15 @@ from zoo.kernels.gated_attention_pool.op import (
     pool_from_features,
     softmax_pool,
 )
+from zoo.kernels.official import Names, OfficialModule, layers, read
 
 
-class GatedAttentionPool(nn.Module):
+class GatedAttentionPool(OfficialModule):
     """Pools bags of instances into K vectors each by gated attention.
 
-    The parameters are three Linear layers: `value` and `gate` (D -> A) and `score` (A -> K).
+    The parameters are three Linear layers: `value` and `gate` (D -> A) and `score` (A -> K). They
+    are those of ACMIL's `Attention_Gated` (github dazhangyu123/ACMIL, e53d19c) and of CLAM's
+    `Attn_Net_Gated` (github mahmoodlab/CLAM, 0266041, models/model_clam.py).
 
     Args:
         dim: Width D of an instance.
@@ -29,6 +35,17 @@ class GatedAttentionPool(nn.Module):
         ValueError: A size is below 1.
     """
 
+    OFFICIAL: ClassVar[Mapping[str, Names]] = {
+        "acmil": Names(
+            layers(
+                {"attention_V.0": "value", "attention_U.0": "gate", "attention_weights": "score"}
+            )
+        ),
+        "clam": Names(
+            layers({"attention_a.0": "value", "attention_b.0": "gate", "attention_c": "score"})
+        ),
+    }
+
     def __init__(self, dim: int, attn_dim: int = 128, branches: int = 1) -> None:
         super().__init__()
         if min(dim, attn_dim, branches) < 1:
@@ -37,6 +54,25 @@ class GatedAttentionPool(nn.Module):
         self.value = nn.Linear(dim, attn_dim)
         self.gate = nn.Linear(dim, attn_dim)
         self.score = nn.Linear(attn_dim, branches)
+
+    @staticmethod
+    def from_official(
+        state: Mapping[str, Tensor], prefix: str = "", system: str | None = None
+    ) -> GatedAttentionPool:
+        """The block of an official checkpoint, of the size that its tensors have.
+
+        Args:
+            state: Official keys, with or without `module.` in front.
+            prefix: What stands before the block's keys, such as `attention.`.
+            system: `acmil` or `clam`; None: whichever names are there.
+
+        Raises:
+            ValueError: A key below the prefix is missing or unknown, or a shape does not fit.
+        """
+        part = read(GatedAttentionPool, state, prefix, system)
+        attn_dim, dim = part.shape("value.weight", 2)
+        branches = part.shape("score.weight", 2)[0]
+        return part.fill(lambda: GatedAttentionPool(dim, attn_dim, branches))
 
     def gated_logits(self, x: Tensor) -> Tensor:
         """Attention logits (N, K), float32, of instances x (N, D)."""
@@ -62,6 +98,7 @@ class GatedAttentionPool(nn.Module):
         """
         if mask is None:
             return gated_pool(x, self._weights(), cu_seqlens)
+        x = lowered(x)  # once for both
         logits = mask_logits(self.gated_logits(x), mask)
         pooled, lse = softmax_pool(logits, x, cu_seqlens)
         return Pooled(pooled, logits, lse)

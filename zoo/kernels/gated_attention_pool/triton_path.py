@@ -420,7 +420,7 @@ def backward(
         need_gate: Whether any parameter of the scorer does.
     """
     x = _launch.rows_of(x)
-    logits, d_logits = incoming.logits.contiguous(), incoming.d_logits
+    logits, d_logits = _launch.whole(incoming.logits), incoming.d_logits
     rows, branches = logits.shape
     pool = incoming.d_pooled is not None
     ragged = cu_seqlens is not None
@@ -429,10 +429,10 @@ def backward(
     d_pooled = delta = logits
     if incoming.d_pooled is not None and incoming.pooled is not None:
         # Rounded before delta is formed, so that the parts of dP all rows share cancel exactly.
-        d_pooled = incoming.d_pooled.to(x.dtype).contiguous()
+        d_pooled = _launch.whole(incoming.d_pooled.to(x.dtype))
         delta = (d_pooled.float() * incoming.pooled).sum(dim=2)
     tops, masses = (logits, logits) if incoming.stats is None or not pool else incoming.stats
-    d_logits = None if d_logits is None else d_logits.to(logits.dtype).contiguous()
+    d_logits = None if d_logits is None else _launch.whole(d_logits.to(logits.dtype))
     d_scores = logits.new_empty(logits.shape) if scorer is None else logits
     d_both = x.new_empty(rows, 2 * attention) if scorer is not None else x
     parts: list[Tensor] = []

@@ -1,4 +1,8 @@
-"""The operators behind gated linear attention: registration, gradients and the choice of path."""
+"""The operators behind gated linear attention: registration, gradients and the choice of path.
+
+Within autocast the tokens are lowered to its dtype; the feature map, the sums over tokens, the
+quotient and the convolution with its few weights stay in float32.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels._dispatch import choice, path_for
-from zoo.kernels._ragged import full_precision, statistics_dtype
+from zoo.kernels._ragged import full_precision, lowered, statistics_dtype
 from zoo.kernels.gated_linear_attention import reference, torch_path
 from zoo.kernels.gated_linear_attention.torch_path import Tokens
 
@@ -200,12 +204,14 @@ def gated_linear_attention(
         heads: H.
 
     Returns:
-        (B, N, C) in the dtype of the values.
+        (B, N, C) in the dtype of the values (of autocast within it).
 
     Raises:
         ValueError: Shapes do not fit.
     """
     reference.check(q, k, v, gate, grid, heads)
+    q, k, v = lowered(q), lowered(k), lowered(v)
+    gate = None if gate is None else lowered(gate)
     if choice() == "reference":
         return reference.gated_linear_attention(q, k, v, gate, lepe_weight, lepe_bias, grid, heads)
     out: Tensor = _attend(q, k, v, gate, lepe_weight, lepe_bias, *grid, heads)[0]

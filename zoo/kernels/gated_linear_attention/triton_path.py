@@ -368,9 +368,9 @@ class _Launch:
         self.blocks = triton.cdiv(self.channels, BLOCK)
         self.height, self.width = tokens.grid
         self.q, self.k, self.v = (_rows(x) for x in (tokens.q, tokens.k, tokens.v))
-        self.gate = None if tokens.gate is None else tokens.gate.contiguous()
-        self.lepe = tokens.lepe.contiguous()
-        self.bias = None if tokens.lepe_bias is None else tokens.lepe_bias.contiguous()
+        self.gate = None if tokens.gate is None else _launch.whole(tokens.gate)
+        self.lepe = _launch.whole(tokens.lepe)
+        self.bias = None if tokens.lepe_bias is None else _launch.whole(tokens.lepe_bias)
         exact = tokens.v.dtype == torch.float32
         self.common: dict[str, Any] = {
             "C": self.channels,
@@ -382,7 +382,8 @@ class _Launch:
     def tile(self, name: str, run: Any) -> Tile:
         x = self.v[0]
         capability = _launch.capability(x.device)
-        key = ("linear " + name, capability, self.channels, self.head, x.dtype)
+        how = self.common["PRECISION"]
+        key = ("linear " + name, capability, how, self.channels, self.head, x.dtype)
         return _launch.choose((*key, _launch.bucket(self.count)), tiles(name, capability), run)
 
     def chunks(self, tile: Tile) -> int:
@@ -434,7 +435,7 @@ def backward(grad: Tensor, tokens: Tokens, sums: Tensor) -> Gradients:
         sums: What `forward` returned beside its result.
     """
     launch = _Launch(tokens)
-    grad = grad.contiguous()
+    grad = _launch.whole(grad)
     like = launch.v[0]
     d_q, d_k, d_v = (like.new_empty(like.shape) for _ in range(3))
     d_gate = None if launch.gate is None else like.new_empty(like.shape)

@@ -1,4 +1,10 @@
-"""The operators behind mutual attention: registration, gradients and the choice of path."""
+"""The operators behind mutual attention: registration, gradients and the choice of path.
+
+Autocast lowers the softmax form, as it does PyTorch's own attention, but not the maps of the
+moments: where a similarity nearly cancels, rounding decides its sign, and the slope of the signed
+root is up to 500 there. Maps that convolutions made within autocast have its dtype already, and the
+kernels multiply them in it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ from torch.nn import functional
 
 from zoo.kernels._dispatch import choice, path_for
 from zoo.kernels._moment import AXES, Axis, l2_normalise
-from zoo.kernels._ragged import full_precision, statistics_dtype
+from zoo.kernels._ragged import full_precision, lowered, statistics_dtype
 from zoo.kernels.mutual_attention import cpu_path, reference, torch_path
 
 Three = tuple[Tensor, Tensor, Tensor]
@@ -173,7 +179,8 @@ def two_stream_attention(
         scale: None: 1 / sqrt(E).
 
     Returns:
-        (..., N, V1) and, if there is a second stream, (..., N, V2).
+        (..., N, V1) and, if there is a second stream, (..., N, V2), in the dtype of the inputs
+        (of autocast within it).
 
     Raises:
         ValueError: Shapes do not fit.
@@ -188,6 +195,8 @@ def two_stream_attention(
         )
         raise ValueError(msg)
     if choice() == "reference":
+        query, key, first = lowered(query), lowered(key), lowered(first)
+        second = None if second is None else lowered(second)
         return reference.two_stream_attention(query, key, first, second, scale)
     both = first if second is None else torch.cat(values, dim=-1)
     out = functional.scaled_dot_product_attention(query, key, both, scale=scale)

@@ -29,7 +29,9 @@ MAX_CHANNELS = 128
 HALF = (Tile(64, 32, 8, 2), Tile(32, 32, 8, 2))
 HALF_WIDE = (Tile(32, 32, 8, 2), Tile(16, 32, 8, 2))
 FULL = (Tile(32, 32, 8, 2), Tile(32, 32, 4, 2))
-FULL_WIDE = (Tile(16, 32, 8, 1), Tile(32, 32, 8, 1))
+FULL_WIDE = (Tile(16, 32, 8, 1),)
+# Exact float32 products do not use matrix instructions: larger tiles spill 1 to 7 kB a thread.
+EXACT, EXACT_WIDE = (Tile(16, 32, 8, 1),), (Tile(16, 16, 8, 1),)
 
 
 @triton.jit
@@ -177,12 +179,23 @@ def supports(x: Tensor) -> str:
     return ""
 
 
-def tiles(dtype: torch.dtype, channels: int, capability: int) -> tuple[Tile, ...]:
-    """Tiles shipped for maps of a dtype and width on such a device, the default first."""
+def tiles(
+    dtype: torch.dtype, channels: int, capability: int, precision: str = "tf32"
+) -> tuple[Tile, ...]:
+    """Tiles shipped for maps of a dtype and width on such a device, the default first.
+
+    Args:
+        dtype: Of the operands.
+        channels: C.
+        capability: Of the device, such as 90.
+        precision: Of products of float32 operands, `ieee` or `tf32`.
+    """
     wide = channels > 64
     if dtype == torch.bfloat16:
         half = HALF_WIDE if wide else HALF
         return half if capability >= 90 else half[1:]
+    if precision == "ieee":
+        return EXACT_WIDE if wide else EXACT
     return FULL_WIDE if wide else FULL
 
 
@@ -192,7 +205,7 @@ def _operands(xs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
     Gradients behind a norm are too small for float16, and tf32 has its mantissa: float16 maps are
     widened.
     """
-    return tuple(x.to(dtype).contiguous() for x in xs)
+    return tuple(_launch.whole(x.to(dtype)) for x in xs)
 
 
 def _sizes(x: Tensor, given: torch.dtype) -> dict[str, Any]:
@@ -201,24 +214,34 @@ def _sizes(x: Tensor, given: torch.dtype) -> dict[str, Any]:
         "C": channels,
         "CP": _launch.padded(channels),
         "WIDEN": _launch.INTERPRETED,
-        "PRECISION": "tf32" if given == torch.float16 else _launch.precision(x),
+        "PRECISION": _precision(x, given),
     }
+
+
+def _precision(x: Tensor, given: torch.dtype) -> str:
+    """How float32 operands are multiplied; those that were float16 need no more than tf32."""
+    return "tf32" if given == torch.float16 else _launch.precision(x)
+
+
+def _shipped(x: Tensor, given: torch.dtype) -> tuple[Tile, ...]:
+    capability = _launch.capability(x.device)
+    return tiles(x.dtype, x.shape[1], capability, _precision(x, given))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
-def _key(name: str, x: Tensor) -> tuple[object, ...]:
-    where = _launch.capability(x.device)
-    return (name, where, x.shape[1], x.dtype, _launch.bucket(x.shape[2]))
+def _key(name: str, x: Tensor, given: torch.dtype) -> tuple[object, ...]:
+    where = _launch.capability(x.device), _precision(x, given)
+    return (name, *where, x.shape[1], x.dtype, _launch.bucket(x.shape[2]))
 
 
 def forward(maps: tuple[Tensor, Tensor, Tensor], eps: float, out: tuple[Tensor, ...]) -> None:
     """Writes the three products of (B, C, N) maps to `out`, float32 and contiguous."""
     given = maps[0].dtype
     x = _operands(maps, _wide(given))
-    batch, channels, count = x[0].shape
+    batch, _, count = x[0].shape
     if not x[0].numel():
         return
 
@@ -228,8 +251,8 @@ def forward(maps: tuple[Tensor, Tensor, Tensor], eps: float, out: tuple[Tensor, 
             **_sizes(x[0], given), **_launch.keywords(tile),
         )  # fmt: skip
 
-    shipped = tiles(x[0].dtype, channels, _launch.capability(x[0].device))
-    run(_launch.choose(_key("mutual forward", x[0]), shipped, run))
+    key = _key("mutual forward", x[0], given)
+    run(_launch.choose(key, _shipped(x[0], given), run))
 
 
 def backward(
@@ -241,7 +264,7 @@ def backward(
     """Writes the gradients of the three maps to `out`, float32 and contiguous."""
     given = maps[0].dtype
     x = _operands((*maps, *grads), _wide(given))
-    batch, channels, count = x[0].shape
+    batch, _, count = x[0].shape
     if not x[0].numel():
         return
     parts = out[0].new_empty(out[0].shape), out[1].new_empty(out[1].shape)
@@ -256,5 +279,5 @@ def backward(
         by_column[(triton.cdiv(count, tile.columns), batch)](*x, *parts, count, eps, **common)
         by_row[(triton.cdiv(count, tile.rows), batch)](*x, *parts, *out, count, eps, **common)
 
-    shipped = tiles(x[0].dtype, channels, _launch.capability(x[0].device))
-    run(_launch.choose(_key("mutual backward", x[0]), shipped, run))
+    key = _key("mutual backward", x[0], given)
+    run(_launch.choose(key, _shipped(x[0], given), run))

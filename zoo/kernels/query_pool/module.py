@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from zoo.kernels._ragged import full_precision, mask_logits
+from zoo.kernels._ragged import mask_logits
 from zoo.kernels.gated_attention_pool.op import softmax_pool
+from zoo.kernels.official import PROJECTIONS, Names, OfficialModule, layers, read
 from zoo.kernels.query_pool.op import attend, has_fast_form
 from zoo.kernels.query_pool.reference import (
     absorb_queries,
@@ -32,12 +34,15 @@ class QueryPooled(NamedTuple):
     lse: Tensor
 
 
-class QueryPool(nn.Module):
+class QueryPool(OfficialModule):
     """Multi-head attention of few queries to many tokens, by absorbed projections.
 
     No keys and no values of all tokens exist at any time. The parameters are the Linear layers
     `query` (query_dim -> I), `key`, `value` (C -> I), `out` (I -> query_dim) and, if asked for,
-    the LayerNorm `key_norm` over the tokens that only the keys see.
+    the LayerNorm `key_norm` over the tokens that only the keys see. Nothing is folded in them:
+    they are those of the attention of ACMIL's branches (whose own LayerNorm follows and is no part
+    of this block), of HER-Seg's decoder from tokens to the image, which is Segment Anything's, and
+    of FusionReID's Mutual Fusion Unit.
 
     Args:
         dim: Width C of the tokens.
@@ -52,6 +57,15 @@ class QueryPool(nn.Module):
     Raises:
         ValueError: A size is below 1, or the heads do not divide `inner`.
     """
+
+    OFFICIAL: ClassVar[Mapping[str, Names]] = {
+        "her_seg": Names(PROJECTIONS),
+        "acmil": Names(PROJECTIONS, beside=r"layer_norm\.(weight|bias)"),
+        "fusion_reid": Names(
+            layers({"q": "query", "k": "key", "v": "value", "proj": "out", "norm": "key_norm"}),
+            optional=frozenset({"q.bias", "k.bias", "v.bias"}),
+        ),
+    }
 
     def __init__(
         self,
@@ -78,13 +92,41 @@ class QueryPool(nn.Module):
         self.out = nn.Linear(inner, query_dim, bias=out_bias)
         self.key_norm = nn.LayerNorm(dim, eps=norm_eps) if key_norm else None
 
+    @staticmethod
+    def from_official(
+        state: Mapping[str, Tensor], prefix: str = "", system: str | None = None, *, heads: int
+    ) -> QueryPool:
+        """The block of an official checkpoint, of the size that its tensors have.
+
+        Args:
+            state: Official keys, with or without `module.` in front.
+            prefix: What stands before the block's keys, such as `sub_attention.0.`.
+            system: `acmil`, `her_seg` or `fusion_reid`; None: whichever names are there.
+            heads: Number H of heads, which no tensor tells: 8 in ACMIL and HER-Seg, 12 in
+                FusionReID.
+
+        Raises:
+            ValueError: A key below the prefix is missing or unknown, or a shape does not fit.
+        """
+        part = read(QueryPool, state, prefix, system)
+        inner, query_dim = part.shape("query.weight", 2)
+        dim = part.shape("key.weight", 2)[1]
+        bias, normed = "query.bias" in part.tensors, "key_norm.weight" in part.tensors
+        return part.fill(
+            lambda: QueryPool(
+                dim, heads, inner=inner, query_dim=query_dim, bias=bias, key_norm=normed
+            )
+        )
+
     def absorb(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (..., Q, query_dim) as vectors (..., H * Q, C) and offsets (..., H * Q).
 
         Concatenate those of several pools over the same tokens to score them in one product.
+        Autocast lowers the projection like any layer, but not the vectors: every logit has them.
         """
-        with full_precision(queries):
-            return absorb_queries(self.query(queries), self.key.weight, self.key.bias, self.heads)
+        key = self.key
+        projected = self.query(queries).to(key.weight.dtype)
+        return absorb_queries(projected, key.weight, key.bias, self.heads)
 
     def query_logits(self, queries: Tensor, kv: Tensor) -> Tensor:
         """Attention logits, to be masked if need be and given to `softmax_pool` with `kv`.

@@ -1,6 +1,9 @@
 """The operator behind `QueryPool` on the CPU: scores, softmax and pooling in one walk.
 
 On other devices the same algebra runs as plain PyTorch operators, which batch better there.
+
+Autocast lowers the projections around it and its result, but not the tokens: they meet a few dozen
+vectors, so the time is that of reading them, and lowering would read and write them once more.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels._dispatch import choice
-from zoo.kernels._ragged import full_precision
+from zoo.kernels._ragged import autocast_dtype, full_precision
 from zoo.kernels._registration import differentiable, operator
 from zoo.kernels.gated_attention_pool.torch_path import Rows, statistics
 from zoo.kernels.query_pool import torch_path
@@ -72,6 +75,9 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of tokens (empty if not needed), vectors and offsets."""
     saved, need_rows = Saved(*rest[:4]), rest[4]
+    # They come expanded from a sum, or transposed.
+    d_pooled = None if d_pooled is None else d_pooled.contiguous()
+    d_logits = None if d_logits is None else d_logits.contiguous()
     with full_precision(x):
         scorer = _scorer(x, vectors, offsets, eps)
         bags = saved.pooled.shape[0]
@@ -177,7 +183,8 @@ def attend(
         norm: LayerNorm through which the scores see the tokens; the sums see them raw.
 
     Returns:
-        pooled (B, R, C) in the dtype of `x`, logits (N, R) or (B, N, R), lse (B, R).
+        pooled (B, R, C) in the dtype of `x` (of autocast within it), logits (N, R) or (B, N, R),
+        lse (B, R).
     """
     dense = x.dim() == 3
     if vectors.dim() == 2:
@@ -195,4 +202,4 @@ def attend(
     pooled, logits, stats, _ = _query_pool(rows, vectors, offsets, cu_seqlens, eps)
     if dense:
         logits = torch.unflatten(logits, 0, x.shape[:2])
-    return pooled.to(x.dtype), logits, stats[0] + stats[1].log()
+    return pooled.to(autocast_dtype(x)), logits, stats[0] + stats[1].log()

@@ -27,20 +27,19 @@ from zoo.domains.medical.her_seg.model import (
     build_model,
 )
 from zoo.errors import WeightsError
-from zoo.kernels import rotary_table
+from zoo.kernels import GatedLinearAttention, QueryPool
+from zoo.kernels.gated_linear_attention import is_rotary_table
 from zoo.states import read_state
 from zoo.task import Adoption, Conversion, Facts
 
+BLOCK = r"(image_encoder\.layers\.\d+\.blocks\.\d+\.)"
 RENAMES = [
-    (r"(image_encoder\.layers\.\d+\.blocks\.\d+\.)act_proj\.(\w+)", r"\1attn.gate.\2"),
-    (r"(image_encoder\.layers\.\d+\.blocks\.\d+\.attn\.)(up|down)_proj\.(\w+)", r"\1\2.\3"),
-    (r"(mask_decoder\.transformer\..+\.)q_proj\.(\w+)", r"\1query.\2"),
-    (r"(mask_decoder\.transformer\..+\.)k_proj\.(\w+)", r"\1key.\2"),
-    (r"(mask_decoder\.transformer\..+\.)v_proj\.(\w+)", r"\1value.\2"),
-    (r"(mask_decoder\.transformer\..+\.)out_proj\.(\w+)", r"\1out.\2"),
+    *GatedLinearAttention.OFFICIAL["her_seg"].renames(BLOCK, r"\1attn."),
+    # Every attention of the decoder has these names, that among the tokens too.
+    *QueryPool.OFFICIAL["her_seg"].renames(r"(mask_decoder\.transformer\..+\.)", r"\1"),
 ]
 """Official key -> ours, where they differ."""
-TABLE = re.compile(r"image_encoder\.layers\.\d+\.blocks\.\d+\.attn\.rope\.rotations")
+TABLE = re.compile(BLOCK + r"attn\.rope\.rotations")
 TELLING = "image_encoder.patch_embed.proj.weight"
 ENCODER = ("image_encoder.", "neck.")
 DECODER = ("prompt_encoder.", "mask_decoder.")
@@ -164,15 +163,9 @@ def check_table(key: str, table: Tensor) -> None:
     Raises:
         WeightsError: It is another one.
     """
-    if table.dim() == 4 and table.shape[-1] == 2 and table.shape[2] % 2 == 0:
-        grid = (table.shape[0], table.shape[1])
-        made = torch.stack(rotary_table(grid, 2 * table.shape[2]), dim=-1)
-        # The angles reach some hundred radians, whose rounding is that of the table.
-        near = max(1e-6 * max(grid), 1e-6)
-        if torch.allclose(table.flatten(0, 1).to(made.dtype), made, rtol=1e-6, atol=near):
-            return
-    msg = f"{key}: the rotary table {tuple(table.shape)} is not that of HER-Seg"
-    raise WeightsError(msg)
+    if not is_rotary_table(table):
+        msg = f"{key}: the rotary table {tuple(table.shape)} is not that of HER-Seg"
+        raise WeightsError(msg)
 
 
 def scaling_tensors(scaling: Scaling) -> dict[str, Tensor]:

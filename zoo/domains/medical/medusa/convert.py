@@ -23,6 +23,8 @@ from zoo.domains.medical.medusa.config import Config
 from zoo.domains.medical.medusa.heads import ScaleHead
 from zoo.domains.medical.medusa.weight_files import read_weights
 from zoo.errors import WeightsError
+from zoo.kernels import BroadcastGate
+from zoo.kernels.official import from_tensorflow
 from zoo.task import Adoption, Conversion, Facts
 
 FIRST_HEAD = 600
@@ -105,7 +107,8 @@ def rename_official(key: str) -> str | None:
     if layer.startswith("sem/"):
         number = int(layer.removeprefix("sem/"))
         if number >= FIRST_HEAD:
-            return f"heads.{number - FIRST_HEAD}.conv.{ending}"
+            inner = BroadcastGate.OFFICIAL["medusa"].ours(kind)
+            return None if inner is None else f"heads.{number - FIRST_HEAD}.{inner}"
         return f"body.conv{number}.{ending}" if number in LAYERS else None
     if layer == "final_output":
         return f"backbone.classifier.{ending}"
@@ -120,7 +123,7 @@ def convert_tensor(key: str, value: Tensor) -> Tensor:
         value: A kernel (H, W, I, O) or (I, O), or anything of one axis.
     """
     if key.removesuffix(":0").endswith("/kernel"):
-        value = value.permute(3, 2, 0, 1) if value.dim() == 4 else value.mT
+        value = from_tensorflow(value)
     return value.contiguous()
 
 

@@ -17,29 +17,23 @@ from torch import Tensor
 
 from zoo.domains.medical.wsi_mil.model import MilModel, build_model
 from zoo.errors import WeightsError
+from zoo.kernels import GatedAttentionPool, QueryPool
 from zoo.states import unpickled, unwrapped
 from zoo.task import Adoption, Conversion, Facts
 
 STRUCT = "utils.utils.Struct"
 """Where the official script defines the class of its configuration."""
 
+_POOL, _ATTENTION = (block.OFFICIAL["acmil"] for block in (GatedAttentionPool, QueryPool))
 RENAMES = [
     (r"q", r"queries"),
     (r"dimreduction\.fc1\.(\w+)", r"reduce.linear.\1"),
     (r"dimreduction\.resBlocks\.(\d+)\.block\.0\.(\w+)", r"reduce.blocks.\1.first.\2"),
     (r"dimreduction\.resBlocks\.(\d+)\.block\.2\.(\w+)", r"reduce.blocks.\1.second.\2"),
-    (r"attention\.attention_V\.0\.(\w+)", r"pool.value.\1"),
-    (r"attention\.attention_U\.0\.(\w+)", r"pool.gate.\1"),
-    (r"attention\.attention_weights\.(\w+)", r"pool.score.\1"),
-    (r"attention\.q_proj\.(\w+)", r"attention.pool.query.\1"),
-    (r"attention\.k_proj\.(\w+)", r"attention.pool.key.\1"),
-    (r"attention\.v_proj\.(\w+)", r"attention.pool.value.\1"),
-    (r"attention\.out_proj\.(\w+)", r"attention.pool.out.\1"),
+    *_POOL.renames(r"attention\.", r"pool."),
+    *_ATTENTION.renames(r"attention\.", r"attention.pool."),
     (r"attention\.layer_norm\.(\w+)", r"attention.norm.\1"),
-    (r"sub_attention\.(\d+)\.q_proj\.(\w+)", r"branches.\1.pool.query.\2"),
-    (r"sub_attention\.(\d+)\.k_proj\.(\w+)", r"branches.\1.pool.key.\2"),
-    (r"sub_attention\.(\d+)\.v_proj\.(\w+)", r"branches.\1.pool.value.\2"),
-    (r"sub_attention\.(\d+)\.out_proj\.(\w+)", r"branches.\1.pool.out.\2"),
+    *_ATTENTION.renames(r"sub_attention\.(\d+)\.", r"branches.\1.pool."),
     (r"sub_attention\.(\d+)\.layer_norm\.(\w+)", r"branches.\1.norm.\2"),
     (r"bag_attention\.v_proj\.(\w+)", r"bag.value.\1"),
     (r"bag_attention\.out_proj\.(\w+)", r"bag.out.\1"),

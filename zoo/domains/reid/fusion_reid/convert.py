@@ -28,6 +28,7 @@ from zoo.domains.reid.fusion_reid.vit import (
     patch_grid,
 )
 from zoo.errors import WeightsError
+from zoo.kernels import QueryPool
 from zoo.task import Adoption, Conversion, Facts
 
 Kind = Literal["both", "cnn", "transformer"]
@@ -39,7 +40,6 @@ REFINEMENT = {"res_LRU": "refine_cnn", "former_LRU": "refine_transformer"}
 REFINED = {"dwconv": "depthwise", "bn1": "norm1", "ptconv": "pointwise", "bn2": "norm2"}
 UNITS = {"SEU": "encode", "SEU1": "encode_cnn", "SEU2": "encode_transformer", "MFU": "fuse"}
 UNITS |= {"MUF_RES": "fuse_cnn", "MFU_FORMER": "fuse_transformer"}  # spelt so in the release
-ATTENTION = {"norm": "key_norm", "q": "query", "k": "key", "v": "value", "proj": "out"}
 UNUSED = re.compile(r"transformer\.base\.(fc|head)\.(weight|bias)")
 
 
@@ -92,11 +92,9 @@ def _unit(rest: str) -> str | None:
 def rename_fusion_unit(key: str) -> str:
     """Our name of a key inside an official Mutual Fusion Unit."""
     key = key.removeprefix("blocks.0.")
-    part, _, rest = key.partition(".")
-    if part != "attn":
-        return key
-    inner, _, leaf = rest.partition(".")
-    return f"attn.{ATTENTION.get(inner, inner)}.{leaf}"
+    part, _, inner = key.partition(".")
+    ours = QueryPool.OFFICIAL["fusion_reid"].ours(inner) if part == "attn" else None
+    return key if ours is None else f"attn.{ours}"
 
 
 def recognise(state: Mapping[str, Tensor]) -> Kind:
