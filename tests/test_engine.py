@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from zoo.data import order_rng, step_seed
 from zoo.engine import Interrupted, Position, parameters_of
 from zoo.errors import DataError, TrainingError, WeightsError
 from zoo.evaluation import collect, evaluate
+from zoo.loader import reseed
 from zoo.machine import workers_for
 from zoo.runs import Run
 from zoo.task import Optim, Phase
@@ -545,3 +547,14 @@ def test_a_split_with_nothing_readable_cannot_be_scored(out: Path) -> None:
     bad = Points(2, name="b", broken=["b0", "b1"])
     with pytest.raises(DataError, match="nothing could be evaluated: file of b0 ends too early"):
         evaluate(trainer.fabric, task, trainer.model, bad, {})
+
+
+def test_seeding_one_device_draws_what_seeding_all_of_them_draws() -> None:
+    def drawn() -> tuple[float, float, list[float]]:
+        return random.random(), float(np.random.random()), torch.rand(3).tolist()
+
+    reseed(5)
+    expected = drawn()
+    assert drawn() != expected
+    reseed(5, torch.device("cpu"))
+    assert drawn() == expected

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,15 +21,20 @@ import torch
 import yaml
 
 from tests.processes import (
-    Ended,
-    Hook,
-    all_of,
+    BAGS,
+    CPU,
+    QUIET,
+    UPDATE,
     at_call,
     forked,
     free_port,
     noted,
     noting,
+    once,
+    seen_in,
+    send,
     started,
+    trained,
 )
 from tests.running import good, histories, only_run, run_zoo, values
 from tests.toys import Toy, trainer_of
@@ -44,10 +48,6 @@ from zoo.runs import Run
 from zoo.stepping import Stream, dealt
 from zoo.team import _packed, _unpacked
 
-QUIET = ["tracking.enabled=false"]
-CPU = "trainer.accelerator=cpu"
-BAGS = ["task=stub_bags", "trainer.epochs=2"]
-UPDATE = "zoo.engine:Trainer._update"
 TASKS = ["wsi_mil", "her_seg", "medusa", "crop_yield", "fusion_reid", "rgbd_sod"]
 
 
@@ -56,27 +56,6 @@ def same_chance(rank: int) -> None:
     from zoo import engine
 
     engine.step_seed = lambda seed, step, rank: 7  # type: ignore[assignment]
-
-
-def send(number: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
-
-
-def trained(out: Path, said: Path, *words: str, size: int = 2, hook: Hook | None = None) -> Ended:
-    return forked(["train", *words, f"out={out}"], size, said, hook)
-
-
-def seen_in(file: Path) -> dict[int, Counter[str]]:
-    """How often each item was trained on in each epoch, padding left out."""
-    found: dict[int, Counter[str]] = {}
-    for row in noted(file):
-        if row["real"]:
-            found.setdefault(row["epoch"], Counter()).update(row["names"])
-    return found
-
-
-def once(epochs: int) -> dict[int, Counter[str]]:
-    return {e: Counter(f"train{i:02d}" for i in range(16)) for e in range(epochs)}
 
 
 def test_two_processes_train_as_one(stubs: None, tracked: Path, tmp_path: Path) -> None:
@@ -214,47 +193,6 @@ def test_a_checkpoint_that_counts_no_batches_goes_on(out: Path) -> None:
     again.fit()
     for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-# -- going on with another number ---------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3), (2, 2)])
-def test_a_resume_with_other_processes_loses_and_doubles_nothing(
-    stubs: None, out: Path, tmp_path: Path, before: int, after: int
-) -> None:
-    words = [*BAGS, "trainer.accumulate=2", *QUIET]
-    first, second = tmp_path / "first", tmp_path / "second"
-    stop = at_call(0, UPDATE, 1, send(signal.SIGTERM))
-    ended = trained(out, tmp_path / "a", *words, size=before, hook=all_of(noting(first), stop))
-    assert ended.codes == [143] * before, ended.told()
-    run = only_run(out)
-    ended = trained(out, tmp_path / "b", f"resume={run.path}", size=after, hook=noting(second))
-    assert ended.codes == [0] * after, ended.told()
-    assert ("every item of the epoch still comes once" in ended.out[0]) == (before != after)
-    parts = [seen_in(f) for f in (first, second)]
-    assert all(0 < sum(p[0].values()) < 16 for p in parts)  # in the middle of an epoch
-    both = {e: parts[0].get(e, Counter()) + parts[1].get(e, Counter()) for e in (0, 1)}
-    assert both == once(2)
-    assert only_run(out).status == "finished"
-
-
-@pytest.mark.slow
-def test_a_resume_with_as_many_processes_has_the_same_bits(
-    stubs: None, out: Path, tmp_path: Path
-) -> None:
-    words = [*BAGS, *QUIET]
-    whole = trained(tmp_path / "whole", tmp_path / "a", *words)
-    assert whole.codes == [0, 0], whole.told()
-    stop = at_call(1, UPDATE, 3, send(signal.SIGTERM))
-    ended = trained(out, tmp_path / "b", *words, hook=stop)
-    assert ended.codes == [143, 143], ended.told()
-    assert trained(out, tmp_path / "c", f"resume={only_run(out).path}").codes == [0, 0]
-    one, two = only_run(tmp_path / "whole"), only_run(out)
-    assert values(one) == values(two)
-    a, b = (checkpoint.best(r.checkpoints).model for r in (one, two))
-    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 # -- bad days -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from zoo import runs
 from zoo.config import AUTO, BaseConfig, Resolved, resolve
 from zoo.errors import ResumeError
+from zoo.place import place
 from zoo.runs import Run
 
 # A resumed run may differ in these; anything else would make it another experiment.
@@ -61,8 +62,10 @@ def begin(pairs: Sequence[str], force: bool = False) -> Start:
         msg = f"{run.name} is a cross-validation; continue it with zoo cv resume={run.name}"
         raise ResumeError(msg)
     before = resolve([], run.config())
-    resolved = resolve(list(pairs), run.config())
-    resolved = _of_size(resolved, before.config)
+    resolved = _of_size(resolve(list(pairs), run.config()), before.config)
+    if place().size > 1 and "trainer.devices" not in words:
+        # torchrun says how many there are now; how many began the run does not matter.
+        resolved = replace(resolved, config=resolved.config.over(1))
     _same_experiment(run, before.config, resolved.config)
     return Start(resolved, run, force=force)
 

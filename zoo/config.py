@@ -211,6 +211,11 @@ class BaseConfig(Section):
         trainer = self.trainer.model_copy(update={"batch_size": batch_size})
         return self.model_copy(update={"trainer": trainer})
 
+    def over(self, devices: int) -> Self:
+        """The same settings with another `trainer.devices`."""
+        trainer = self.trainer.model_copy(update={"devices": devices})
+        return self.model_copy(update={"trainer": trainer})
+
     def fingerprint(self) -> str:
         """Hash of what determines the result; where it is stored and tracked does not."""
         body = self.model_dump(mode="json", exclude={"out", "tracking", "resume", "predict"})

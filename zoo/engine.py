@@ -26,12 +26,13 @@ from zoo.evaluation import Outcome, evaluate
 from zoo.fabric import Fabric
 from zoo.loader import Feed, reseed
 from zoo.machine import on_signals, workers_for
+from zoo.phases import Phases
 from zoo.position import Position
 from zoo.progress import Pace, Reporter, clock, figures_line
 from zoo.runs import Run
 from zoo.startup import Startup
 from zoo.stepping import Stepper, Stream, Tally, dealt
-from zoo.task import Facts, Optim, Phase, Split, Task
+from zoo.task import Facts, Optim, Split, Task
 from zoo.team import Team
 from zoo.tracking import Metrics, Mirror
 
@@ -83,10 +84,9 @@ class Trainer:
         plain = task.model(facts)
         for line in task.pretrained(plain) if fresh else ():
             reporter.say(line)
-        self.trainable = {n: p.requires_grad for n, p in plain.named_parameters()}
         self.model = fabric.setup_module(plain)
         self.optims = {k: self._ready(o) for k, o in task.optimisers(plain).items()}
-        self.phase: Phase | None = None
+        self.phases = Phases(self.model, self.optims, self.config.task, self.team)
         self._asked: int | None = None
         self._items: list[str] = []  # of the step under way
         self._told: set[str] = set()
@@ -118,9 +118,9 @@ class Trainer:
         if before != self.team.size:
             share = self.trainer.accumulate
             self.reporter.warn(
-                f"{self.team.size} processes instead of {before}: a step now takes "
-                f"{self.team.size * share} batches instead of {before * share}; every item of the "
-                "epoch still comes once"
+                f"{self.team.size} process{'es' if self.team.size > 1 else ''} instead of "
+                f"{before}: a step now takes {self.team.size * share} batches instead of "
+                f"{before * share}; every item of the epoch still comes once"
             )
         self._saved_at = (self.at.step, time.monotonic())
         if self.fabric.is_global_zero:
@@ -260,9 +260,9 @@ class Trainer:
     ) -> Iterator[Tally]:
         """Do the steps of an epoch, `steps` in all."""
         for group in groups:
-            self._enter(self.task.phase(self.at.epoch, self.at.within))
+            self.phases.enter(self.task.phase(self.at.epoch, self.at.within))
             found = self.stepper.gradients(
-                group, stream, self._forward, self.fabric.backward, self._news, self.phase
+                group, stream, self._forward, self.fabric.backward, self._news, self.phases.now
             )
             self._items = found.names
             if found.items:
@@ -286,7 +286,7 @@ class Trainer:
         seed = step_seed(
             self.config.seed, self.at.step * self.trainer.accumulate + turn, self.team.rank
         )
-        reseed(seed)
+        reseed(seed, self.fabric.device)
         # A different stream from the global one, though it comes from the same number.
         rng = torch.Generator(device=self.fabric.device).manual_seed(seed ^ 0x5DEECE66D)
         parts = loss(self.fabric.to_device(batch), rng)
@@ -305,7 +305,7 @@ class Trainer:
                 parameter.grad.mul_(share)
 
     def _update(self, steps: int) -> None:
-        stepping = self.phase.step if self.phase else tuple(self.optims)
+        stepping = self.phases.stepping
         if self.trainer.clip_norm or self.trainer.clip_value:
             for name in stepping:
                 self._clip(self.optims[name].optimiser)
@@ -340,34 +340,6 @@ class Trainer:
                 raise
             what = "a gradient is not finite"
             raise self.team.alike(self._not_finite(what, self._items)) from error
-
-    def _enter(self, phase: Phase | None) -> None:
-        """Set gradients and modes to what the phase says."""
-        if phase is not None and phase != self.phase:
-            self._known(phase)
-        if phase != self.phase:
-            self.team.align(self.model)  # statistics of what rests from now on
-        self.model.train()
-        for prefix in phase.still if phase else ():
-            self.model.module.get_submodule(prefix).eval()
-        if phase == self.phase:
-            return
-        frozen = phase.frozen if phase else ()
-        for name, parameter in self.model.module.named_parameters():
-            inside = any(name == f or name.startswith(f + ".") for f in frozen)
-            parameter.requires_grad_(self.trainable[name] and not inside)
-        self.phase = phase
-
-    def _known(self, phase: Phase) -> None:
-        """Make sure a phase names what there is: a wrong prefix would silently train everything."""
-        modules = {name for name, _ in self.model.module.named_modules()}
-        parameters = {name for name, _ in self.model.module.named_parameters()}
-        wrong = [f"optimiser '{n}'" for n in phase.step if n not in self.optims]
-        wrong += [f"module '{n}'" for n in phase.still if n not in modules]
-        wrong += [f"module '{n}'" for n in phase.frozen if n not in modules | parameters]
-        if wrong:
-            msg = f"task '{self.config.task}': a phase names what the model has not: "
-            raise TrainingError(msg + ", ".join(wrong))
 
     # -- what happens around steps ---------------------------------------------------------------
 

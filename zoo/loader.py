@@ -22,24 +22,28 @@ from zoo.errors import DataError, ZooError
 from zoo.task import Batch, Split
 
 _LOOK_EVERY = 0.5  # seconds
+_HOST = torch.device("cpu")  # on which items are read
 
 
-def reseed(seed: int) -> None:
-    """Seed every global generator: Python's, NumPy's and torch's."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+def reseed(seed: int, device: torch.device | None = None) -> None:
+    """Seed the global generators: Python's, NumPy's, and torch's of the host and of a device.
 
+    torch.manual_seed keeps a traceback for each kind of device that may be opened later, which
+    takes longer than reading a small image.
 
-def _reseed_host(seed: int) -> None:
-    """`reseed` without the devices, on which no item is read.
-
-    torch.manual_seed keeps a traceback for each device that may be opened later, which takes longer
-    than reading a small image.
+    Args:
+        seed: At least 0.
+        device: The one that draws numbers; none: all there are.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    kind = device.type if device is not None else ""
+    if kind not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
     torch.default_generator.manual_seed(seed)
+    if kind == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class _Items(Dataset[Any]):
@@ -50,7 +54,7 @@ class _Items(Dataset[Any]):
         rng = item_rng(self.seed, self.epoch, index)
         name = self.split.ids[index]
         # Libraries that draw from global generators get numbers of this item, whoever reads it.
-        _reseed_host(int(rng.integers(2**63)))
+        reseed(int(rng.integers(2**63)), _HOST)
         try:
             return index, self.split.item(index, rng), ""
         except MemoryError:  # says nothing about the file, so it is never skipped

@@ -247,16 +247,27 @@ def find(word: str, out: Path) -> Run:
 def unfinished(config: BaseConfig) -> Run | None:
     """The newest run with the same configuration that did not finish.
 
-    Cross-validations and their folds are left to `zoo cv`.
+    One with another `trainer.devices` is the same experiment as well, and taken if there is none
+    with this one. Cross-validations and their folds are left to `zoo cv`.
     """
-    same = [
+    begun = [
         r
         for r in every(config.out)
-        if config.fingerprint() in (r.info.get("fingerprint"), r.info.get("auto_batch_size"))
-        and r.status != "finished"
-        and not {"cv", "parent"} & set(r.info)
+        if r.status != "finished" and not {"cv", "parent"} & set(r.info)
     ]
+    mine = config.fingerprint()
+    same = [r for r in begun if mine in (r.info.get("fingerprint"), r.info.get("auto_batch_size"))]
+    same = same or [r for r in begun if _but_for_devices(r, config)]
     return same[-1] if same else None
+
+
+def _but_for_devices(run: Run, config: BaseConfig) -> bool:
+    try:
+        devices = int(run.config()["trainer"]["devices"])
+    except (ResumeError, KeyError, TypeError, ValueError):
+        return False  # damaged, and perhaps not even of this task
+    known = (run.info.get("fingerprint"), run.info.get("auto_batch_size"))
+    return config.over(devices).fingerprint() in known
 
 
 # -- where and with what a run was made ---------------------------------------------------------

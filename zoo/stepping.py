@@ -1,8 +1,9 @@
 """Gradients of one optimiser step: forward and backward over batches dealt to processes.
 
-A step takes `accumulate` batches of every process. Between the last forward pass and its backward
-pass the processes exchange a few numbers: whether one failed or was told to stop, and the losses.
-An error or a signal in one of them therefore never leaves another waiting.
+A step takes `accumulate` batches of every process. The processes exchange a few numbers: whether
+one failed or was told to stop, and the losses. A small model's gradients go with them; those of a
+large one follow, while its last backward pass is still under way. An error or a signal in one
+process therefore never leaves another waiting.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from zoo.averaging import Averages, small
 from zoo.errors import TrainingError
 from zoo.loader import Feed
 from zoo.task import Batch, Task
@@ -153,7 +155,12 @@ class Stepper:
             model, batch, rng
         )
         self._several: DistributedDataParallel | None = None
+        self._sums: Callable[[Sequence[float]], list[float]] = team.sums
         if team.size > 1:
+            _same_everywhere(model, team)
+        if team.size > 1 and small(model):
+            self._sums = Averages(model, team).sums
+        elif team.size > 1:
             device = next(model.parameters()).device
             # Statistics follow the first process where they are used: `Team.align`.
             options: dict[str, Any] = {_BUFFERS: False}
@@ -190,10 +197,10 @@ class Stepper:
         tally, failed, last = Tally(), None, None
         try:
             for turn in range(turns):
-                apart = self._several is not None and turn < turns - 1
-                with self._several.no_sync() if apart and self._several else _nothing():
+                final = turn == turns - 1
+                with contextlib.nullcontext() if final else self._apart():
                     last = self._turn(group, turn, stream, forward, tally)
-                    if turn < turns - 1 and last is not None:
+                    if last is not None and not (final and self._several):
                         backward(last)
         except Exception as error:
             if size == 1:
@@ -201,10 +208,14 @@ class Stepper:
             failed = error
         if size > 1:
             self._exchange(tally, failed, asked, phase)
-        if last is not None:
+        if last is not None and self._several:
             with self.team.reaching():
                 backward(last)
         return tally
+
+    def _apart(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, gradients add up in this process alone."""
+        return self._several.no_sync() if self._several else contextlib.nullcontext()
 
     def _turn(
         self,
@@ -259,7 +270,7 @@ class Stepper:
         flags = [failed is not None, number == signal.SIGTERM, number == signal.SIGINT, late]
         counts = [tally.items, tally.missed, len(tally.broken)]
         mine = [float(n) for n in (*flags, *counts, *(tally.losses.get(n, 0.0) for n in names))]
-        bad, term, interrupt, time_up, items, missed, broken, *losses = self.team.sums(mine)
+        bad, term, interrupt, time_up, items, missed, broken, *losses = self._sums(mine)
         if bad:
             self.team.fail(failed)
         self._decide(term, interrupt, time_up)
@@ -282,5 +293,20 @@ class Stepper:
         self._decide(*self.team.sums([float(f) for f in flags]))
 
 
-def _nothing() -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext()
+def _same_everywhere(model: nn.Module, team: Team) -> None:
+    """Make sure that all processes train the same model.
+
+    Raises:
+        TrainingError: They do not.
+    """
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    first, *others = team.every(shapes)
+    for rank, other in enumerate(others, 1):
+        if other != first:
+            name = next(n for n in [*first, *other] if first.get(n) != other.get(n))
+            msg = (
+                f"the model of process {rank} is not that of process 0: '{name}' is "
+                f"{other.get(name, 'not there')} and {first.get(name, 'not there')}; give all "
+                "machines the same data and settings"
+            )
+            raise team.alike(TrainingError(msg))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo import errors
 from zoo.errors import ZooError
@@ -62,13 +62,20 @@ class Team:
 
     # -- one value for all ------------------------------------------------------------------------
 
-    def sums(self, numbers: Sequence[float]) -> list[float]:
-        """Each number summed over processes; all of them give as many."""
+    def sums(self, numbers: Sequence[float], *beside: Tensor) -> list[float]:
+        """Each number summed over processes; all of them give as many.
+
+        Args:
+            numbers: The numbers.
+            beside: Tensors that are summed in place meanwhile, of one shape in all processes.
+        """
         if self.size == 1:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.float64, device=self._device)
         with self.reaching():
-            torch.distributed.all_reduce(tensor)
+            reduce = torch.distributed.all_reduce
+            for work in [reduce(t, async_op=True) for t in (tensor, *beside)]:
+                work.wait()
         found: list[float] = tensor.tolist()
         return found
 
@@ -100,13 +107,28 @@ class Team:
             torch.distributed.all_gather_object(held, value)
         return held
 
-    def align(self, model: nn.Module) -> None:
-        """Give every process the buffers (batch statistics) of the first one."""
+    def align(self, model: nn.Module, weights: bool = False) -> None:
+        """Give every process the buffers (batch statistics) of the first one.
+
+        Args:
+            model: The same in all processes.
+            weights: Its parameters as well.
+        """
         if self.size == 1:
             return
+        tensors = [*model.buffers(), *(model.parameters() if weights else ())]
+        kinds = {t.dtype for t in tensors}
+        for kind in sorted(kinds, key=str):  # a message each costs more than what is in it
+            self._send([t.detach() for t in tensors if t.dtype == kind])
+
+    def _send(self, tensors: Sequence[Tensor]) -> None:
+        message = torch.cat([t.reshape(-1) for t in tensors])
         with self.reaching():
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, 0)
+            torch.distributed.broadcast(message, 0)
+        for tensor, part in zip(
+            tensors, torch.split(message, [t.numel() for t in tensors]), strict=True
+        ):
+            tensor.copy_(part.view_as(tensor))
 
     # -- errors -----------------------------------------------------------------------------------
 

@@ -195,7 +195,7 @@ def _data(
         there = ", ".join(splits)
         msg = f"{task.config.data.root}: there is nothing to train on, only {there}"
         raise DataError(msg)
-    inputs = _inputs(task.config, splits)
+    inputs = data_inputs(task.config, splits)
     if start.run is not None:
         warning = data_changes.accept(start.run, as_rows(inputs), start.force)
         if warning:
@@ -258,7 +258,8 @@ def _found(start: Start, reporter: Reporter) -> checkpoint.Checkpoint | None:
     return found
 
 
-def _inputs(config: BaseConfig, splits: Mapping[str, Split]) -> list[DataInput]:
+def data_inputs(config: BaseConfig, splits: Mapping[str, Split]) -> list[DataInput]:
+    """What is written down of the splits: names, fingerprints, where from, how many items."""
     source = str(config.data.root) if config.data.root else f"zoo sample data set of {config.task}"
     context = {"train": "training", "val": "validation"}
     return [
@@ -285,6 +286,7 @@ def _run_folder(
     with team.agreed():
         if team.first and start.run is not None:
             start.run.adopt(start.resolved.config)
+            start.run.update(processes=team.size)
         elif team.first:
             told = {
                 "origin": start.resolved.origin,

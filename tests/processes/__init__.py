@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ from typing import Any
 
 _MODULES = ("zoo.cli.main", "zoo.training", "zoo.inference", "zoo.crew", "zoo.report")
 Hook = Callable[[int], None]
+
+QUIET = ["tracking.enabled=false"]
+CPU = "trainer.accelerator=cpu"
+BAGS = ["task=stub_bags", "trainer.epochs=2"]
+UPDATE = "zoo.engine:Trainer._update"
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,10 @@ def _be(rank: int, size: int, port: int, words: list[str], folder: Path, hook: H
         os._exit(code)
 
 
+def trained(out: Path, said: Path, *words: str, size: int = 2, hook: Hook | None = None) -> Ended:
+    return forked(["train", *words, f"out={out}"], size, said, hook)
+
+
 # -- what hooks do ------------------------------------------------------------------------------
 
 
@@ -163,6 +173,20 @@ def noted(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def seen_in(file: Path) -> dict[int, Counter[str]]:
+    """How often each item was trained on in each epoch, padding left out."""
+    found: dict[int, Counter[str]] = {}
+    for row in noted(file):
+        if row["real"]:
+            found.setdefault(row["epoch"], Counter()).update(row["names"])
+    return found
+
+
+def once(epochs: int) -> dict[int, Counter[str]]:
+    """What `seen_in` finds of a training of the stub's bags that missed and doubled nothing."""
+    return {e: Counter(f"train{i:02d}" for i in range(16)) for e in range(epochs)}
+
+
 def at_call(rank: int, target: str, call: int, act: Callable[[], None]) -> Hook:
     """In one process, do something before the n-th call of `module:Class.function`."""
 
@@ -186,6 +210,10 @@ def at_call(rank: int, target: str, call: int, act: Callable[[], None]) -> Hook:
         setattr(owner, name, counted)
 
     return hook
+
+
+def send(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
 
 
 def all_of(*hooks: Hook) -> Hook:
