@@ -19,15 +19,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.parity import crop_yield, her_seg, medusa, rgbd_sod, wsi_mil
+from tests.parity import crop_yield, fusion_reid, her_seg, medusa, rgbd_sod, wsi_mil
 from tests.parity.golden import OWN, Case, roots
 from zoo.domains.medical.her_seg.config import SegModel
 from zoo.domains.medical.her_seg.convert import convert_official as convert_her
 from zoo.domains.medical.her_seg.model import build_model as build_her
-from zoo.domains.reid.fusion_reid.convert import convert_official as convert_reid
-from zoo.domains.reid.fusion_reid.model import FusionReID
-from zoo.domains.reid.fusion_reid.resnet import ResNet
-from zoo.domains.reid.fusion_reid.vit import Variant, VisionTransformer
 from zoo.domains.remote_sensing.crop_yield.sentinel import OneCounty
 from zoo.domains.saliency.rgbd_sod.convert import convert_pyramid
 from zoo.domains.saliency.rgbd_sod.pvt import PvtPyramid
@@ -96,27 +92,9 @@ def _as_told(compare: Callable[..., None], case: Case, key: str, ours: Tensor) -
 
 
 def of_reid(case: Case) -> Recorded:
-    args, given = case.info["args"], case.group("input")
-    size = tuple(args["img_size"])
-    encoder = VisionTransformer(
-        Variant(args["vit_embed_dim"], args["vit_depth"], args["vit_heads"]),
-        size,
-        tuple(args["stride_size"]),
-        cameras=args["camera"],
-        side_scale=args["sie_xishu"],
-    )
-    net = FusionReID(
-        ResNet(args["resnet_layers"], args["resnet_base_width"], args["last_stride"]),
-        encoder,
-        args["num_classes"],
-        size,
-        mix=args["mix_dim"],
-        depth=args["htm_layers"],
-        sharing=1,
-    )
-    net.load_state_dict(convert_reid(case.group("state")).state)
+    given = case.group("input")
     inputs = {"image": given["x"] / 2 + 0.5, "camera": given["cam_label"].long()}
-    return Recorded(net, inputs, {"embedding": "all_before"})
+    return Recorded(fusion_reid.small_model(case), inputs, {"embedding": "all_before"})
 
 
 class Column(nn.Module):

@@ -320,8 +320,9 @@ def htm_target(case: Case) -> None:
 # -- whole models ---------------------------------------------------------------------------------
 
 
-def small_target(case: Case) -> None:
-    args, given = case.info["args"], case.group("input")
+def small_model(case: Case) -> FusionReID:
+    """The recorded small network with its recorded weights."""
+    args = case.info["args"]
     size = tuple(args["img_size"])
     encoder = VisionTransformer(
         Variant(args["vit_embed_dim"], args["vit_depth"], args["vit_heads"]),
@@ -344,6 +345,11 @@ def small_target(case: Case) -> None:
     assert not conversion.missing
     assert all(key.startswith("transformer.base.fc.") for key in conversion.dropped)
     model.load_state_dict(conversion.state, strict=True)
+    return model
+
+
+def small_target(case: Case) -> None:
+    model, given = small_model(case), case.group("input")
     if case.info["mode"] == "train":
         small_training(case, model.train(), given)
         return

@@ -8,18 +8,15 @@ fresh processes. A case names parameters and multiply-adds of one county-year or
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo import registry
 from zoo.benchmarks.costs import multiply_adds
 from zoo.benchmarks.harness import Form, Row, peak_cpu, peak_cuda, rows
+from zoo.benchmarks.whole import Run, both, forward, part_of
 
 TASK = "crop_yield"
 BATCH = 64
@@ -28,13 +25,7 @@ QUICK_MODEL = {"channels": (8, 8, 16, 16, 16, 16), "dense": 32, "dim": 32, "dept
 QUICK_DATA = {"image_size": 64}
 QUICK_PICTURES = 12
 
-Run = Callable[[], Tensor]
-
-
-def part(name: str) -> ModuleType:
-    """A module of the task's folder, which is where the registry's entry points."""
-    folder = (registry.built(TASK)[1].code or "").partition(":")[0].rpartition(".")[0]
-    return import_module(f"{folder}.{name}")
+part = partial(part_of, TASK)
 
 
 def network(sensor: str, quick: bool, device: torch.device) -> Any:
@@ -61,17 +52,6 @@ def county(pictures: int, side: int, device: torch.device) -> tuple[Tensor, Tens
     torch.manual_seed(1)
     made = torch.randn(pictures, 3, side, side, device=device)
     return made, torch.tensor([0, pictures], device=device)
-
-
-def both(run: Run) -> None:
-    """Forward and backward."""
-    torch.autograd.backward(run().sum())
-
-
-def forward(run: Run) -> None:
-    """Forward alone."""
-    with torch.no_grad():
-        run()
 
 
 def sentinel_form(model: Any, form: str, packed: tuple[Tensor, Tensor]) -> Run:

@@ -17,16 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo import registry
 from zoo.benchmarks.costs import multiply_adds, saved_megabytes
 from zoo.benchmarks.harness import Form, Row, on_path, rows
+from zoo.benchmarks.whole import part_of
 
 TASK = "fusion_reid"
 CLASSES, CAMERAS = 751, 6  # Market-1501
@@ -40,11 +38,7 @@ TOKENS = (128, 210)
 
 Run = Callable[[], Any]
 
-
-def part(name: str) -> ModuleType:
-    """A module of the task's folder, which is where the registry's entry points."""
-    code = registry.tasks()[TASK].code or "zoo.domains.reid.fusion_reid.task:FusionReid"
-    return import_module(f"{code.partition(':')[0].rpartition('.')[0]}.{name}")
+part = partial(part_of, TASK)
 
 
 def _both(run: Run, leaves: list[Tensor]) -> None:

@@ -15,18 +15,15 @@ products that are done, those of the attention included, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo import registry
-from zoo.benchmarks.costs import multiply_adds, saved_megabytes
-from zoo.benchmarks.harness import Form, Row, on_path, rows
+from zoo.benchmarks.costs import multiply_adds
+from zoo.benchmarks.harness import Row, on_path
+from zoo.benchmarks.whole import Run, part_of, passes
 
 TASK = "her_seg"
 QUICK = {
@@ -37,13 +34,7 @@ QUICK = {
     "decoder_mlp": 64,
 }
 
-Run = Callable[[], Tensor]
-
-
-def part(name: str) -> ModuleType:
-    """A module of the task's folder, which is where the registry's entry points."""
-    folder = (registry.built(TASK)[1].code or "").partition(":")[0].rpartition(".")[0]
-    return import_module(f"{folder}.{name}")
+part = partial(part_of, TASK)
 
 
 def counted_by_modules(model: nn.Module, run: Run) -> float:
@@ -75,29 +66,6 @@ def counted_by_modules(model: nn.Module, run: Run) -> float:
     return total / 1e9
 
 
-def _forward(run: Run) -> None:
-    with torch.no_grad():
-        run()
-
-
-def _both(run: Run) -> None:
-    torch.autograd.backward(run().sum())
-
-
-def timed(
-    case: str, runs: dict[str, Run], model: nn.Module, device: torch.device, rounds: int
-) -> list[Row]:
-    """Rows of the forward pass, and of forward and backward with what is saved between them."""
-    found = []
-    saved = {name: saved_megabytes(run, model) for name, run in runs.items()}
-    for mode, how in (("fwd", _forward), ("fwd+bwd", _both)):
-        forms: dict[str, Form] = {name: partial(how, run) for name, run in runs.items()}
-        memory = saved if mode == "fwd+bwd" else None
-        found += rows(TASK, case, mode, forms, device, rounds=rounds, memory=memory)
-        model.zero_grad(set_to_none=True)
-    return found
-
-
 def token_block(model: Any, grid: tuple[int, int], device: torch.device, rounds: int) -> list[Row]:
     """Rows of one token block on one image.
 
@@ -115,7 +83,7 @@ def token_block(model: Any, grid: tuple[int, int], device: torch.device, rounds:
         "zoo": partial(block, x, grid),
     }
     case = f"token block, 1 x {x.shape[1]} x {width}, {heads} heads, MB saved"
-    return timed(case, runs, block, device, rounds)
+    return passes(TASK, case, runs, block, device, rounds)
 
 
 def decoder(model: Any, grid: tuple[int, int], device: torch.device, rounds: int) -> list[Row]:
@@ -145,7 +113,7 @@ def decoder(model: Any, grid: tuple[int, int], device: torch.device, rounds: int
         f"decoder, 1 x {width} x {grid[0]} x {grid[1]}, MB saved; {work[0]:.3f} GMAC plain, "
         f"{work[1]:.3f} ours"
     )
-    return timed(case, runs, own, device, rounds)
+    return passes(TASK, case, runs, own, device, rounds)
 
 
 def whole(model: Any, side: int, device: torch.device, rounds: int) -> list[Row]:
@@ -172,7 +140,7 @@ def whole(model: Any, side: int, device: torch.device, rounds: int) -> list[Row]
         f"network and loss, 1 x {side} px, MB saved; {size:.3f} M parameters, {by_modules:.2f} G "
         f"as the paper counts, {work[0]:.2f} GMAC plain, {work[1]:.2f} ours"
     )
-    return timed(case, runs, model, device, rounds)
+    return passes(TASK, case, runs, model, device, rounds)
 
 
 def run(device: torch.device, quick: bool = False) -> list[Row]:

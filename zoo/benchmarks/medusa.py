@@ -10,19 +10,16 @@ upsampling layers is against float64. Batch statistics are those of training.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zoo import registry
-from zoo.benchmarks.costs import multiply_adds, saved_megabytes
-from zoo.benchmarks.harness import Form, Row, rows
+from zoo.benchmarks.costs import multiply_adds
+from zoo.benchmarks.harness import Row
+from zoo.benchmarks.whole import Run, part_of, passes
 
 TASK = "medusa"
 QUICK = {
@@ -36,40 +33,7 @@ QUICK = {
 }
 UPSAMPLED = (15, 20, 25, 30)
 
-Run = Callable[[], Tensor]
-
-
-def part(name: str) -> ModuleType:
-    """A module of the task's folder, which is where the registry's entry points."""
-    folder = (registry.built(TASK)[1].code or "").partition(":")[0].rpartition(".")[0]
-    return import_module(f"{folder}.{name}")
-
-
-def _forward(run: Run) -> None:
-    with torch.no_grad():
-        run()
-
-
-def _both(run: Run) -> None:
-    torch.autograd.backward(run().sum())
-
-
-def timed(
-    case: str,
-    runs: dict[str, Run],
-    model: nn.Module,
-    device: torch.device,
-    rounds: int,
-    **more: Any,
-) -> list[Row]:
-    """Rows of the forward pass, and of forward and backward with what is saved between them."""
-    found = []
-    for mode, how in (("fwd", _forward), ("fwd+bwd", _both)):
-        forms: dict[str, Form] = {name: partial(how, run) for name, run in runs.items()}
-        saved = {name: saved_megabytes(run, model) for name, run in runs.items()}
-        memory = saved if mode == "fwd+bwd" else None
-        found += rows(TASK, case, mode, forms, device, rounds=rounds, memory=memory, **more)
-    return found
+part = partial(part_of, TASK)
 
 
 def work(forms: dict[str, Run]) -> str:
@@ -111,7 +75,7 @@ def upsampling(body: nn.Module, side: int, device: torch.device, rounds: int) ->
             }
         wide = f"{layer.in_channels} to {layer.out_channels} channels"
         case = f"layer {number}: {wide}, {small} to {2 * small} px, MB saved; {work(runs)}"
-        found += timed(case, runs, body, device, rounds, errors=errors)
+        found += passes(TASK, case, runs, body, device, rounds, errors=errors)
     return found
 
 
@@ -147,14 +111,14 @@ def whole(settings: Any, device: torch.device, rounds: int) -> list[Row]:
     both = nn.ModuleList([model, usual])
     size = sum(p.numel() for p in model.parameters()) / 1e6
     case = f"body, 1 x {settings.body_size} px, MB saved; {work(bodies)}"
-    found = timed(case, bodies, both, device, rounds)
+    found = passes(TASK, case, bodies, both, device, rounds)
     both.train()
     case = (
         f"network, 1 x {settings.image_size} px, body {settings.body_size} px, MB saved; "
         f"{size:.2f} M parameters, {work(networks)}"
     )
     losses: dict[str, Run] = {name: partial(loss, run) for name, run in networks.items()}
-    return found + timed(case, losses, both, device, rounds)
+    return found + passes(TASK, case, losses, both, device, rounds)
 
 
 def run(device: torch.device, quick: bool = False) -> list[Row]:

@@ -9,67 +9,22 @@ transformer's attention included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.benchmarks.costs import multiply_adds, saved_megabytes
-from zoo.benchmarks.harness import (
-    Form,
-    Row,
-    device_name,
-    interleaved,
-    quantile,
-    ratios,
-    versions,
-)
+from zoo.benchmarks.harness import Row, rows
+from zoo.benchmarks.whole import both, forward, part_of
 
 TASK = "rgbd_sod"
 QUICK = {"backbone": "small", "width": 8, "fusion_channels": (16, 32, 40, 64), "input_size": 64}
 LAMBDAS = (0.8, 0.6, 0.4, 0.2)
 
-
-def part(name: str) -> ModuleType:
-    """A module of the task's folder, which is where the registry's entry points."""
-    from zoo import registry  # needs YAML and pydantic, which benchmarks of blocks do without
-
-    folder = (registry.built(TASK)[1].code or "").partition(":")[0].rpartition(".")[0]
-    return import_module(f"{folder}.{name}")
-
-
-def rows_of(
-    case: str,
-    mode: str,
-    forms: Mapping[str, Form],
-    saved: Mapping[str, float],
-    device: torch.device,
-    rounds: int,
-) -> list[Row]:
-    """Times forms in turn; `saved` goes into the columns of memory."""
-    times = interleaved(forms, device, rounds, warmups=1)
-    speed, plain = ratios(times), next(iter(forms))
-    return [
-        Row(
-            TASK,
-            case,
-            name,
-            mode,
-            device_name(device),
-            quantile(own, 0.5),
-            quantile(own, 0.1),
-            quantile(own, 0.9),
-            speed[name],
-            saved[name],
-            saved[name] / saved[plain],
-            versions=versions(),
-        )
-        for name, own in times.items()
-    ]
+part = partial(part_of, TASK)
 
 
 def position_fusion(
@@ -83,20 +38,13 @@ def position_fusion(
     plain = partial(part("plain").by_position, stage, *maps)
     own = partial(stage.by_position, *maps)
 
-    def forward(run: Callable[[], Tensor]) -> None:
-        with torch.no_grad():
-            run()
-
-    def both(run: Callable[[], Tensor]) -> None:
-        torch.autograd.backward(run().sum())
-
     runs = {"plain": plain, "zoo": own}
     saved = {name: saved_megabytes(run, stage) for name, run in runs.items()}
     case = f"PMF stage 1, {batch} x {channels} x {side} x {side}, MB saved"
     found = []
     for mode, how in (("fwd", forward), ("fwd+bwd", both)):
         forms = {name: partial(how, run) for name, run in runs.items()}
-        found += rows_of(case, mode, forms, saved, device, rounds)
+        found += rows(TASK, case, mode, forms, device, rounds=rounds, memory=saved)
     stage.zero_grad(set_to_none=True)
     return found
 
@@ -108,10 +56,10 @@ def training_step(
     rgb = torch.randn(batch, 3, side, side, device=device)
     depth = torch.rand(batch, 1, side, side, device=device)
     mask = (torch.rand(batch, 1, side, side, device=device) > 0.8).float()
-    forward, losses = part("plain").forward, part("losses").deep_supervision
+    equations, losses = part("plain").forward, part("losses").deep_supervision
 
     def plain() -> Tensor:
-        loss: Tensor = part("plain").bce_iou(forward(model, rgb, depth), mask, LAMBDAS)
+        loss: Tensor = part("plain").bce_iou(equations(model, rgb, depth), mask, LAMBDAS)
         return loss
 
     def own() -> Tensor:
@@ -130,7 +78,7 @@ def training_step(
     saved = {name: saved_megabytes(run, model) for name, run in runs.items()}
     model.eval()
     one = rgb[:1], depth[:1], True
-    work = [multiply_adds(partial(form, *one)) for form in (partial(forward, model), model)]
+    work = [multiply_adds(partial(form, *one)) for form in (partial(equations, model), model)]
     model.train()
     size = sum(p.numel() for p in model.parameters()) / 1e6
     case = (
@@ -138,7 +86,7 @@ def training_step(
         f"{work[0]:.2f} GMAC plain, {work[1]:.2f} ours"
     )
     forms = {name: partial(step, run) for name, run in runs.items()}
-    return rows_of(case, "fwd+bwd", forms, saved, device, rounds)
+    return rows(TASK, case, "fwd+bwd", forms, device, rounds=rounds, memory=saved)
 
 
 def run(device: torch.device, quick: bool = False) -> list[Row]:

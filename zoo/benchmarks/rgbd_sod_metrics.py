@@ -12,25 +12,20 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from zoo import registry
 from zoo.benchmarks.harness import Form, Row, rows
+from zoo.benchmarks.whole import part_of
 
 TASK = "rgbd_sod"
 HEIGHT, WIDTH = 480, 640
 _INSTALL = "pip install --no-deps pysodmetrics scikit-image imageio lazy-loader"
 Scores = Mapping[str, np.ndarray]
 
-
-def _part(name: str) -> ModuleType:
-    """A module of the task's folder, which is where the registry's entry points."""
-    folder = (registry.built(TASK)[1].code or "").partition(":")[0].rpartition(".")[0]
-    return import_module(f"{folder}.{name}")
+_part = partial(part_of, TASK)
 
 
 def example(noisy: bool) -> tuple[np.ndarray, np.ndarray]:

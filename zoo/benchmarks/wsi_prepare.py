@@ -16,9 +16,9 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,19 +33,14 @@ from zoo.benchmarks.harness import (
     ratios,
     versions,
 )
+from zoo.benchmarks.whole import part_of
 
 TASK = "wsi_mil"
 WORKERS = (0, 2)
 _BATCH = 32
 _PLAIN = "OpenSlide loop"
 
-
-def part(name: str) -> ModuleType:
-    """A module of the task's folder, which is where the registry's entry points."""
-    from zoo import registry  # needs YAML and pydantic, which benchmarks of blocks do without
-
-    folder = (registry.built(TASK)[1].code or "").partition(":")[0].rpartition(".")[0]
-    return import_module(f"{folder}.{name}")
+part = partial(part_of, TASK)
 
 
 def plain_loop(path: Path, plan: Any, encode: Callable[[np.ndarray], Any] | None) -> Form:

@@ -9,14 +9,14 @@ import numpy as np
 
 from zoo.domains.medical.her_seg.metrics import nan_mean
 from zoo.domains.medical.her_seg.previews import Panel, panels_of
+from zoo.drawing import blank, short_name
 from zoo.privacy import alias
-from zoo.task import Record
+from zoo.task import NOTICE, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NOTICE = "Research software. Not for diagnosis."
 # Prediction and truth of a single class; with several, each class has a colour of its own.
 _PREDICTED, _TRUE = "#ff9f1c", "#2ec4ff"
 _CLASSES = ("#e64b35", "#4dbbd5", "#00a087", "#7e6148", "#f39b7f", "#8491b4", "#dcb400", "#b07aa1")
@@ -39,12 +39,6 @@ def palette() -> list[tuple[int, int, int]]:
         r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
         found.append((r, g, b))
     return found
-
-
-def short(text: str, most: int = 26) -> str:
-    """A name that matplotlib shows as it is: no formula, no hidden legend entry, not long."""
-    cut = text if len(text) <= most else "…" + text[1 - most :]
-    return (" " if cut.startswith("_") else "") + cut.replace("$", r"\$")
 
 
 def dice_of(record: Record) -> float:
@@ -191,12 +185,13 @@ def _legend(figure: Figure, records: Sequence[Record], classes: Sequence[str]) -
             entries.append(Line2D([], [], color=_TRUE, label="truth"))
     else:
         for i, name in enumerate(classes):
-            entries.append(Line2D([], [], color=_CLASSES[i % len(_CLASSES)], label=short(name)))
+            colour, words = _CLASSES[i % len(_CLASSES)], short_name(name, 26, keep_end=True)
+            entries.append(Line2D([], [], color=colour, label=words))
         if with_truth:
             entries.append(Line2D([], [], color="#555555", ls=":", label="truth"))
     if with_truth:
-        words = list(_ERRORS) if len(classes) > 1 else list(_ERRORS)[:3]
-        entries += [Patch(color=_ERRORS[word], label=word) for word in words]
+        cases = list(_ERRORS) if len(classes) > 1 else list(_ERRORS)[:3]
+        entries += [Patch(color=_ERRORS[case], label=case) for case in cases]
     figure.legend(
         handles=entries,
         loc="outside lower center",
@@ -228,11 +223,8 @@ def draw_overlay(panels: Sequence[Panel], classes: Sequence[str]) -> Figure:
 
 def scores(records: Sequence[Record], classes: Sequence[str]) -> Figure:
     """Dice of every unit, class by class, with the mean."""
-    from matplotlib.figure import Figure
-
     values = np.stack([np.asarray(r.values["dice"], np.float64) for r in records])
-    figure = Figure(figsize=(5.2, 1.2 + 0.55 * len(classes)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = blank(5.2, 1.2 + 0.55 * len(classes))
     rng = np.random.default_rng(0)  # spreads the points, nothing else
     for i in range(len(classes)):
         column = values[:, i]
@@ -242,11 +234,11 @@ def scores(records: Sequence[Record], classes: Sequence[str]) -> Figure:
         mean = float(nan_mean(column))
         axes.plot([mean, mean], [i - 0.32, i + 0.32], color="#222222", lw=1.6)
         axes.annotate(f"{mean:.3f}", (mean, i - 0.34), ha="center", va="bottom", fontsize=8)
-    axes.set_yticks(range(len(classes)), [short(c, 18) for c in classes], fontsize=9)
+    axes.set_yticks(
+        range(len(classes)), [short_name(c, keep_end=True) for c in classes], fontsize=9
+    )
     axes.set(xlim=(-0.02, 1.02), ylim=(len(classes) - 0.4, -0.6), xlabel="Dice")
     axes.set_title(f"{len(records)} {counted(records)}, line: mean", fontsize=10)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     axes.grid(axis="x", lw=0.4, color="#dddddd")
     figure.supxlabel(NOTICE, fontsize=7, color="#6b6f76")
     return figure

@@ -13,7 +13,6 @@ Letters: B images, C channels, h x w cells.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from zoo.domains.medical.batch_norm import Normalised, normalise
+from zoo.domains.medical.recomputing import convolution_backward, may_recompute
 from zoo.kernels.products import dilation, gram, product
 
 aten: Any = torch.ops.aten
@@ -43,8 +43,7 @@ def is_small(x: Tensor) -> bool:
 
 def recomputes(x: Tensor) -> bool:
     """Whether the operations here run in their own form on this tensor."""
-    plain = os.environ.get("ZOO_KERNELS") == "reference" or torch.compiler.is_compiling()
-    return x.device.type in ("cpu", "cuda") and not plain and not is_small(x)
+    return may_recompute(x) and not is_small(x)
 
 
 def as_given(x: Tensor) -> AbstractContextManager[object]:
@@ -72,18 +71,14 @@ def _convolve_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of input and weight."""
     step = dilation(x, weight.shape[2:].numel())
-    dx, dw, _ = aten.convolution_backward(
+    dx, dw, _ = convolution_backward(
         grad,
         x,
         weight.to(x.dtype),
-        None,
-        [1, 1],
-        [padding, padding],
-        [step, step],
-        False,
-        [0, 0],
-        groups,
-        [*wanted, False],
+        (*wanted, False),
+        padding=(padding, padding),
+        dilation=step,
+        groups=groups,
     )
     return dx, _like(dw, weight)
 

@@ -25,6 +25,7 @@ from zoo.domains.medical.her_seg.records import Looking, Unit
 from zoo.errors import ConfigError, DataError
 from zoo.intervals import bootstrap_intervals
 from zoo.privacy import alias
+from zoo.surveying import SurveyedTask
 from zoo.task import (
     Adoption,
     Batch,
@@ -37,7 +38,6 @@ from zoo.task import (
     Phase,
     Record,
     Split,
-    Task,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _RESAMPLES = 1000
 _MOST_PICTURED = 150
 
 
-class HerSeg(Task[Config]):
+class HerSeg(SurveyedTask[Config, data.Survey]):
     """Segmentation of medical images, volumes and video with HER-Seg."""
 
     monitor = ("dice", "max")
@@ -57,7 +57,6 @@ class HerSeg(Task[Config]):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._found: data.Survey | None = None
         self._classes: list[str] | None = None
         self._pictured: set[str] = set()
         self._hasty: set[str] = set()
@@ -76,27 +75,17 @@ class HerSeg(Task[Config]):
         """Write the sample data sets: pictures, nuclei, volumes and clips in real layouts."""
         sample.write(out, defects=defects)
 
-    def _settled(self) -> Config:
-        """The configuration with the folder the data are really in."""
-        settled = self.config.data.model_copy(update={"root": self.root()})
-        return self.config.model_copy(update={"data": settled})
+    def survey(self, deep: bool) -> data.Survey:
+        """Lists, images, masks, volumes and clips, and how they are parted."""
+        return data.survey(self.settled(), deep)
 
-    def _survey(self, deep: bool = False) -> data.Survey:
-        if self._found is None or deep:
-            self._found = data.survey(self._settled(), deep)
-        return self._found
-
-    def check(self, deep: bool = False) -> list[Finding]:
-        """Findings on lists, images, masks, volumes and clips; with `deep` all are read whole."""
-        try:
-            found = self._survey(deep)
-        except DataError as error:
-            return [Finding("error", str(error))]
-        return data.check(self._settled(), deep, found)
+    def findings(self, found: data.Survey, deep: bool) -> list[Finding]:
+        """On lists, images, masks, volumes and clips; with `deep` all were read whole."""
+        return data.check(self.settled(), deep, found)
 
     def splits(self) -> dict[str, Split]:
         """`train`, `val` unless there is none, and `test`."""
-        made = data.open_splits(self._settled(), self._survey())
+        made = data.open_splits(self.settled(), self.surveyed())
         for name, split in made.items():
             if name.startswith("test") or (self.serving and name != "train"):
                 self._picture(split)

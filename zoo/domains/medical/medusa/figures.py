@@ -9,25 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.metrics import roc_curve
 
+from zoo.domains.medical.decision_figures import draw_chance, draw_confusion, draw_roc, finish_roc
 from zoo.domains.medical.medusa.explain import CAPTUM, have_captum, overlay, resized, unit
-from zoo.domains.medical.medusa.metrics import (
-    auc,
-    confusion_matrix,
-    reliability,
-    wilson,
-)
+from zoo.domains.medical.medusa.metrics import reliability, wilson
+from zoo.drawing import COLOURS, blank, short_name
 from zoo.privacy import alias
-from zoo.task import Record
+from zoo.task import NOTICE, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NOTICE = "Research software. Not for diagnosis."
 _MOST_RADIOGRAPHS = 4
-_COLOURS = ("#1f5fa8", "#d1661b", "#3a8f4f", "#8a4fa3", "#a3303b", "#6b6f76", "#b59410")
 
 
 def all_figures(
@@ -66,24 +60,13 @@ def mask_figures(records: Sequence[Record], alpha: float = 0.2) -> Iterator[tupl
 
 
 def _blank(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    figure, axes = blank(width, height)
     _notice(figure)
     return figure, axes
 
 
 def _notice(figure: Figure) -> None:
     figure.supxlabel(NOTICE, fontsize=7, color="#6b6f76")
-
-
-def short(text: str, most: int = 18) -> str:
-    """A class name that matplotlib shows as it is: no formula, no hidden legend entry, not long."""
-    cut = text if len(text) <= most else text[: most - 1] + "…"
-    return (" " if cut.startswith("_") else "") + cut.replace("$", r"\$")
 
 
 def roc(
@@ -99,39 +82,22 @@ def roc(
     """
     figure, axes = _blank(4.4, 4.4)
     for c in [positive] if len(classes) == 2 else range(len(classes)):
-        true = labels == c
-        if true.all() or not true.any():
-            continue
-        wrong, right, cuts = roc_curve(true, probabilities[:, c], drop_intermediate=False)
-        colour = _COLOURS[c % len(_COLOURS)]
-        area = auc(labels, probabilities, c)
-        axes.plot(wrong, right, color=colour, label=f"{short(classes[c])}, AUC {area:.3f}")
-        if point is not None and c == positive:
+        curve = draw_roc(axes, labels, probabilities, classes, c, every=True)
+        if curve is not None and point is not None and c == positive:
             # The last cut that is not below the threshold: cuts fall along the curve.
-            at = int(np.sum(cuts >= point["threshold"])) - 1
-            label = f"threshold {point['threshold']:.3f} of validation"
-            axes.plot(wrong[at], right[at], "x", color=colour, ms=9, mew=2, label=label)
-    axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--")
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
-    axes.set_title(f"ROC, {len(labels)} radiographs", fontsize=11)
-    if axes.get_legend_handles_labels()[0]:  # radiographs of one class have no curve
-        axes.legend(loc="lower right", fontsize=8, frameon=False)
+            at = int(np.sum(curve.cuts >= point["threshold"])) - 1
+            words = f"threshold {point['threshold']:.3f} of validation"
+            place = (curve.false[at], curve.true[at])
+            axes.plot(*place, "x", color=curve.colour, ms=9, mew=2, label=words)
+    title = f"ROC, {len(labels)} radiographs"
+    finish_roc(axes, title, false="1 - specificity", true="sensitivity", size=8)
     return figure
 
 
 def confusion(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> Figure:
     """Counts of true (rows) against predicted classes (columns), shaded by share of the row."""
-    counts = confusion_matrix(labels, probabilities.argmax(1), len(classes))
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axes = _blank(1.9 + 0.9 * len(classes), 1.7 + 0.8 * len(classes))
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i in range(len(classes)):
-        for j in range(len(classes)):
-            colour = "white" if share[i, j] > 0.55 else "black"
-            axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour)
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, [short(c) for c in classes], rotation=30, ha="right", fontsize=9)
-    axes.set_yticks(ticks, [short(c) for c in classes], fontsize=9)
+    draw_confusion(axes, labels, probabilities, classes)
     axes.set(xlabel="predicted (most probable)", ylabel="true")
     axes.set_title("radiographs", fontsize=11)
     return figure
@@ -156,9 +122,9 @@ def reliability_plot(
         ms=5,
         lw=1.2,
         capsize=2,
-        color=_COLOURS[0],
+        color=COLOURS[0],
     )
-    axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--")
+    draw_chance(axes)
     edges = np.linspace(0, 1, len(found.count) + 1)
     bars = 0.18 * found.count / max(1, found.count.max())
     axes.bar(edges[:-1], bars, width=np.diff(edges), align="edge", color="#d9dfe6", zorder=0)
@@ -167,7 +133,7 @@ def reliability_plot(
             edges[i] + np.diff(edges)[i] / 2, bars[i] + 0.01, str(found.count[i]),
             ha="center", fontsize=6, color="#6b6f76",
         )  # fmt: skip
-    what = short(classes[positive]) if len(classes) == 2 else "the predicted class"
+    what = short_name(classes[positive]) if len(classes) == 2 else "the predicted class"
     axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
     axes.set(xlabel=f"predicted probability of {what}", ylabel="observed share")
     axes.set_title(f"reliability, calibration error {found.error:.3f}", fontsize=11)
@@ -241,12 +207,13 @@ def caption(record: Record, classes: Sequence[str], positive: int) -> str:
     """Alias, truth and prediction of a radiograph in three lines."""
     values = record.values
     label, guess = int(values["label"]), int(values["probabilities"].argmax())
-    truth = f"true {short(classes[label], 14)}\n" if label >= 0 else ""
+    truth = f"true {short_name(classes[label], 14)}\n" if label >= 0 else ""
     chance = float(values["probabilities"][positive])
     lungs = float(values.get("cam_in_lungs", np.nan))
     inside = "" if np.isnan(lungs) else f"\nCAM in lungs {lungs:.0%}"
-    said = f"said {short(classes[guess], 14)}\np({short(classes[positive], 10)}) {chance:.2f}"
-    return f"{alias(record.id)}\n{truth}{said}{inside}"
+    said = f"said {short_name(classes[guess], 14)}"
+    sure = f"p({short_name(classes[positive], 10)}) {chance:.2f}"
+    return f"{alias(record.id)}\n{truth}{said}\n{sure}{inside}"
 
 
 def representative(records: Sequence[Record], most: int = _MOST_RADIOGRAPHS) -> list[Record]:

@@ -36,9 +36,11 @@ from zoo.domains.medical.medusa.overlays import write_dense
 from zoo.domains.medical.medusa.records import plain, radiograph_records
 from zoo.domains.medical.medusa.resting import RestingMaps
 from zoo.domains.medical.medusa.weight_files import read_weights
+from zoo.drawing import short_name
 from zoo.errors import ConfigError, DataError
 from zoo.intervals import bootstrap_intervals
 from zoo.privacy import alias
+from zoo.surveying import SurveyedTask
 from zoo.task import (
     Adoption,
     Batch,
@@ -51,7 +53,6 @@ from zoo.task import (
     Phase,
     Record,
     Split,
-    Task,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ _RESAMPLES = 1000
 _MOST_PICTURES = 32
 
 
-class MedusaTask(Task[Config]):
+class MedusaTask(SurveyedTask[Config, data.Survey]):
     """Chest radiograph classification with MEDUSA, or its body alone on lung masks."""
 
     monitor = ("sensitivity_plus_accuracy", "max")
@@ -71,7 +72,6 @@ class MedusaTask(Task[Config]):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._found: data.Survey | None = None
         self._look = Look()
         self._facts: Facts = {}
         self._key: dict[str, Path] = {}
@@ -93,23 +93,13 @@ class MedusaTask(Task[Config]):
         """Write the sample data set: synthetic radiographs in COVIDx layout."""
         sample.write(out, defects=defects)
 
-    def _settled(self) -> Config:
-        """The configuration with the folder the data are really in."""
-        settled = self.config.data.model_copy(update={"root": self.root()})
-        return self.config.model_copy(update={"data": settled})
+    def survey(self, deep: bool) -> data.Survey:
+        """Lists and files, and how they are parted."""
+        return data.survey(self.settled(), deep)
 
-    def _survey(self, deep: bool = False) -> data.Survey:
-        if self._found is None or deep:
-            self._found = data.survey(self._settled(), deep)
-        return self._found
-
-    def check(self, deep: bool = False) -> list[Finding]:
-        """Findings on lists and files; with `deep` every radiograph is decoded."""
-        try:
-            found = self._survey(deep)
-        except DataError as error:
-            return [Finding("error", str(error))]
-        return data.check(self._settled(), deep, found)
+    def findings(self, found: data.Survey, deep: bool) -> list[Finding]:
+        """On lists and files; with `deep` every radiograph was decoded."""
+        return data.check(self.settled(), deep, found)
 
     def folds(self) -> list[dict[str, str]]:
         """One training a fold by patient (`data.folds`)."""
@@ -117,7 +107,7 @@ class MedusaTask(Task[Config]):
 
     def splits(self) -> dict[str, Split]:
         """`train`, `val` unless `data.val_fraction` is 0, and `test`."""
-        made = data.open_splits(self._settled(), self._survey())
+        made = data.open_splits(self.settled(), self.surveyed())
         tests = [s for name, s in made.items() if name.startswith("test")]
         pictured = {i for s in tests for i in sorted(s.ids, key=alias)[:_MOST_PICTURES]}
         every = frozenset(i for s in tests for i in s.ids)
@@ -256,7 +246,7 @@ class MedusaTask(Task[Config]):
             write_dense,
             name=record.id,
             values=record.values,
-            said=figures.short(said, 200),
+            said=short_name(said, 200),
             alpha=self.config.predict.alpha,
             key=self._key if record.id == next(iter(self._key)) else {},
         )

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.metrics import roc_curve
 
-from zoo.domains.medical.wsi_mil.metrics import binary_auc, confusion_matrix
+from zoo.domains.medical.decision_figures import draw_confusion, draw_roc, finish_roc
+from zoo.drawing import COLOURS, blank, short_name
 from zoo.privacy import alias
 from zoo.task import Record
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_SLIDES = 6
-_COLOURS = ("#1f5fa8", "#d1661b", "#3a8f4f", "#8a4fa3", "#a3303b", "#6b6f76", "#b59410")
 
 
 def all_figures(records: Sequence[Record], classes: Sequence[str]) -> Iterator[tuple[str, Figure]]:
@@ -37,71 +36,36 @@ def all_figures(records: Sequence[Record], classes: Sequence[str]) -> Iterator[t
         yield "attention_over_coords", over_coords(spatial, classes)
 
 
-def _blank(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes
-
-
 def roc(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> Figure:
     """ROC curves, one class against the rest; for two classes the second one's only."""
-    figure, axes = _blank(4.4, 4.2)
-    shown = [1] if len(classes) == 2 else range(len(classes))
-    for c in shown:
-        positive = labels == c
-        if positive.all() or not positive.any():
-            continue
-        false, true, _ = roc_curve(positive, probabilities[:, c])
-        area = binary_auc(positive, probabilities[:, c])
-        colour = _COLOURS[c % len(_COLOURS)]
-        axes.plot(false, true, color=colour, label=f"{_short(classes[c])}, AUC {area:.3f}")
-    axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--")
-    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    axes.set_title(f"ROC, {len(labels)} slides", fontsize=11)
-    if axes.get_legend_handles_labels()[0]:  # slides of one class have no curve
-        axes.legend(loc="lower right", fontsize=9, frameon=False)
+    figure, axes = blank(4.4, 4.2)
+    for c in [1] if len(classes) == 2 else range(len(classes)):
+        draw_roc(axes, labels, probabilities, classes, c)
+    title = f"ROC, {len(labels)} slides"
+    finish_roc(axes, title, false="false positive rate", true="true positive rate")
     return figure
 
 
 def confusion(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> Figure:
     """Counts of true (rows) against predicted classes (columns), shaded by share of the row."""
-    counts = confusion_matrix(labels, probabilities.argmax(1), len(classes))
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure, axes = _blank(1.6 + 0.9 * len(classes), 1.4 + 0.8 * len(classes))
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i in range(len(classes)):
-        for j in range(len(classes)):
-            colour = "white" if share[i, j] > 0.55 else "black"
-            axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour)
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, [_short(c) for c in classes], rotation=30, ha="right", fontsize=9)
-    axes.set_yticks(ticks, [_short(c) for c in classes], fontsize=9)
+    figure, axes = blank(1.6 + 0.9 * len(classes), 1.4 + 0.8 * len(classes))
+    draw_confusion(axes, labels, probabilities, classes)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title("slides", fontsize=11)
     return figure
 
 
-def _short(text: str, most: int = 18) -> str:
-    """A class name that matplotlib shows as it is: no formula, no hidden legend entry, not long."""
-    cut = text if len(text) <= most else text[: most - 1] + "…"
-    return (" " if cut.startswith("_") else "") + cut.replace("$", r"\$")
-
-
 def concentration(records: Sequence[Record], classes: Sequence[str]) -> Figure:
     """How many instances hold 90 % of the attention, against the size of the bag."""
-    figure, axes = _blank(4.8, 4.0)
+    figure, axes = blank(4.8, 4.0)
     sizes = np.array([int(r.values["instances"]) for r in records])
     held = np.array([int(r.values["hold_90"]) for r in records])
     labels = np.array([int(r.values["label"]) for r in records])
     for c in np.unique(labels):
         mine = labels == c
-        name = _short(classes[c]) if c >= 0 else "unknown"
+        name = short_name(classes[c]) if c >= 0 else "unknown"
         axes.scatter(
-            sizes[mine], held[mine], s=16, alpha=0.7, color=_COLOURS[c % len(_COLOURS)], label=name
+            sizes[mine], held[mine], s=16, alpha=0.7, color=COLOURS[c % len(COLOURS)], label=name
         )
     top = max(int(sizes.max()), 2)
     axes.plot([1, top], [0.9, 0.9 * top], color="#999999", lw=0.8, ls="--", label="even attention")
@@ -163,11 +127,11 @@ def _tiles(axes: Axes, record: Record, classes: Sequence[str]) -> PatchCollectio
     axes.set_xticks([])
     axes.set_yticks([])
     label = int(record.values["label"])
-    truth = f"true {_short(classes[label])}\n" if label >= 0 else ""
+    truth = f"true {short_name(classes[label])}\n" if label >= 0 else ""
     guess = int(record.values["probabilities"].argmax())
     share = float(record.values["probabilities"][guess])
     title = f"slide {alias(record.id)}, {len(weights)} tiles\n{truth}"
-    axes.set_title(f"{title}predicted {_short(classes[guess])} {share:.2f}", fontsize=8)
+    axes.set_title(f"{title}predicted {short_name(classes[guess])} {share:.2f}", fontsize=8)
     return drawn
 
 

@@ -32,9 +32,10 @@ from zoo.domains.medical.wsi_mil.outputs import write_outputs
 from zoo.domains.medical.wsi_mil.parts import HEADS
 from zoo.domains.medical.wsi_mil.schedule import lr_factor
 from zoo.domains.medical.wsi_mil.survey import Survey, survey
-from zoo.errors import ConfigError, DataError
+from zoo.errors import ConfigError
 from zoo.intervals import bootstrap_intervals
 from zoo.privacy import alias
+from zoo.surveying import SurveyedTask
 from zoo.task import (
     Adoption,
     Batch,
@@ -46,7 +47,6 @@ from zoo.task import (
     Optim,
     Record,
     Split,
-    Task,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Standardised(nn.Module):
         return output
 
 
-class WsiMil(Task[Config]):
+class WsiMil(SurveyedTask[Config, Survey]):
     """Slide classification from bags of tile features."""
 
     monitor = ("f1_micro_plus_auc", "max")
@@ -89,7 +89,6 @@ class WsiMil(Task[Config]):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._found: Survey | None = None
 
     def selection(self) -> tuple[str, Literal["max", "min"]]:
         """What `optim.select` names."""
@@ -103,27 +102,17 @@ class WsiMil(Task[Config]):
         """Write the sample data set: CLAM's layout with planted instances."""
         sample.write(out, defects=defects)
 
-    def _settled(self) -> Config:
-        """The configuration with the folder the data are really in."""
-        settled = self.config.data.model_copy(update={"root": self.root()})
-        return self.config.model_copy(update={"data": settled})
-
-    def _survey(self, deep: bool = False) -> Survey:
-        if self._found is None or deep:
-            self._found = survey(self._settled().data, deep=deep, keep=True)
-        return self._found
-
-    def check(self, deep: bool = False) -> list[Finding]:
-        """Findings on every slide.
+    def survey(self, deep: bool) -> Survey:
+        """Slides, labels and features.
 
         With `deep` every feature value is read; without, those of a data set small enough to be
         kept in memory, so that a value that is not finite is told before a training starts.
         """
-        try:
-            found = self._survey(deep)
-        except DataError as error:
-            return [Finding("error", str(error))]
-        return data.check(self._settled(), found=found)
+        return survey(self.settled().data, deep=deep, keep=True)
+
+    def findings(self, found: Survey, deep: bool) -> list[Finding]:
+        """On every slide, the splits and the annotations."""
+        return data.check(self.settled(), found=found)
 
     def prepare(self, out: Path, shard: int, shards: int) -> None:
         """Features of `data.slides`, or of the sample slides; see `prepare`."""
@@ -138,9 +127,9 @@ class WsiMil(Task[Config]):
 
     def folds(self) -> list[dict[str, str]]:
         """One training a patient (`data.leave_one_group_out`), a fold, or a split file."""
-        settled = self._settled().data
+        settled = self.settled().data
         if settled.leave_one_group_out:
-            return [{"data.fold": str(n)} for n in range(len(set(self._survey().groups.values())))]
+            return [{"data.fold": str(n)} for n in range(len(set(self.surveyed().groups.values())))]
         numbers: Iterable[int] = (
             range(settled.folds) if settled.folds else data.available_folds(settled)
         )
@@ -148,7 +137,7 @@ class WsiMil(Task[Config]):
 
     def splits(self) -> dict[str, Split]:
         """`train`, `val` unless `data.val_fraction` is 0, and `test`."""
-        return cast("dict[str, Split]", data.open_splits(self._settled(), self._survey()))
+        return cast("dict[str, Split]", data.open_splits(self.settled(), self.surveyed()))
 
     def fit(self, train: Split) -> Facts:
         """Feature width, classes, extraction settings and, if asked for, mean and deviation."""

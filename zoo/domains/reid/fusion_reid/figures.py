@@ -14,6 +14,7 @@ from zoo import files
 from zoo.domains.reid.fusion_reid.ranking import Words, pair_counts
 from zoo.domains.reid.fusion_reid.ranklists import Crops, Load, picture
 from zoo.domains.reid.fusion_reid.scoring import Scored, examples
+from zoo.drawing import blank, plain, shortened
 from zoo.privacy import alias
 
 if TYPE_CHECKING:
@@ -28,21 +29,11 @@ _LINES = {
 }
 _SAME, _OTHER = "#1f5fa8", "#d1661b"
 _MAPS = (("cnn_map", "CNN"), ("transformer_map", "transformer"))
-_NAME = 26
+_NAME = 26  # characters of a name above a picture
 _RANKS = 20
 _LISTED = 12  # wide enough for the report to give the picture the width of the page
 _LUMA = (0.299, 0.587, 0.114)
 _TALL = 1.9  # inches of a crop in the attention picture
-
-
-def _blank(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes
 
 
 def all_figures(scored: Scored, load: Load) -> Iterator[tuple[str, Figure]]:
@@ -83,9 +74,10 @@ def attention_rows(scored: Scored) -> list[tuple[str, Mapping[str, np.ndarray]]]
     }
     shown = [r for r in scored.records if "preview" in r.values and r.id in precision]
     shown.sort(key=lambda r: precision[r.id])
+    persons = [plain(shortened(str(r.values["person"]), 8, keep_end=True)) for r in shown]
     return [
-        (f"id {shortened(str(r.values['person']), 8)}, AP {precision[r.id]:.2f}", r.values)
-        for r in shown
+        (f"id {person}, AP {precision[r.id]:.2f}", r.values)
+        for person, r in zip(persons, shown, strict=True)
     ]
 
 
@@ -96,7 +88,7 @@ def cmc(curves: Mapping[str, np.ndarray], queries: int) -> Figure:
         curves: Name -> (K,) shares in [0, 1] for k = 1, 2, …, K.
         queries: Number of queries behind them.
     """
-    figure, axes = _blank(5.2, 3.8)
+    figure, axes = blank(5.2, 3.8)
     for name, values in curves.items():
         colour, line = _LINES.get(name, ("#8a4fa3", "-."))
         label = f"{name}, rank-1 {values[0]:.3f}"
@@ -121,7 +113,7 @@ def distances(same: np.ndarray, other: np.ndarray, edges: np.ndarray) -> Figure:
         other: (K,) counts of pairs of different people.
         edges: (K + 1,) borders of the bins, Euclidean distance of unit-length embeddings.
     """
-    figure, axes = _blank(5.2, 3.4)
+    figure, axes = blank(5.2, 3.4)
     middle = (edges[1:] + edges[:-1]) / 2
     shares = []
     parts = (
@@ -213,8 +205,9 @@ def draw_attention(
         cells[0].set_title(title, fontsize=7, loc="left", pad=2)
 
 
-def write_attention(path: Path, values: Mapping[str, np.ndarray], title: str) -> Path:
-    """One crop with the maps of both branches as a PNG file."""
+def write_attention(path: Path, values: Mapping[str, np.ndarray], name: str) -> Path:
+    """The crop called `name` with the maps of both branches as a PNG file."""
+    title = plain(shortened(name, _NAME, keep_end=True))
     figure = attention([(title, values)])
     files.write_whole(path, partial(figure.savefig, dpi=110, bbox_inches="tight"))
     return path
@@ -225,9 +218,3 @@ def file_stem(name: str) -> str:
     inner = name.partition("/")[2] or name
     plain = re.sub(r"[^\w.-]", "_", inner.removesuffix(".jpg")).strip("._")[:120]
     return plain if f"{plain}.jpg" == inner else f"{plain}-{alias(name)}"
-
-
-def shortened(text: str, most: int = _NAME) -> str:
-    """A name that matplotlib shows as it is: no formula, not long."""
-    cut = text if len(text) <= most else "…" + text[1 - most :]
-    return cut.replace("$", r"\$")

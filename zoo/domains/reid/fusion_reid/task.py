@@ -26,6 +26,7 @@ from zoo.domains.reid.fusion_reid.model import Heads, build_model
 from zoo.domains.reid.fusion_reid.schedule import WarmupCosine
 from zoo.domains.reid.fusion_reid.scoring import Scored
 from zoo.errors import ConfigError, DataError
+from zoo.surveying import SurveyedTask, errors_first
 from zoo.task import (
     Adoption,
     Batch,
@@ -37,7 +38,6 @@ from zoo.task import (
     Optim,
     Record,
     Split,
-    Task,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _CENTRES = "centres"
 _PICTURED = 12
 
 
-class FusionReid(Task[Config]):
+class FusionReid(SurveyedTask[Config, data.Survey]):
     """Person re-identification with FusionReID, one of its branches, or OSNet."""
 
     monitor = None
@@ -56,7 +56,6 @@ class FusionReid(Task[Config]):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._found: data.Survey | None = None
         self._look = Look()
         self._facts: Facts = {}
         self._embedder: Embedder | None = None
@@ -74,25 +73,14 @@ class FusionReid(Task[Config]):
         """Write the sample data set: drawn pedestrians in Market-1501's layout."""
         sample.write(out, defects=defects)
 
-    def _settled(self) -> Config:
-        """The configuration with the folder the data are really in."""
-        settled = self.config.data.model_copy(update={"root": self.root()})
-        return self.config.model_copy(update={"data": settled})
+    def survey(self, deep: bool) -> data.Survey:
+        """Names, identities, cameras and files of every data set that is named."""
+        return data.survey(self.settled(), deep)
 
-    def _survey(self, deep: bool = False) -> data.Survey:
-        if self._found is None or deep:
-            self._found = data.survey(self._settled(), deep)
-        return self._found
-
-    def check(self, deep: bool = False) -> list[Finding]:
-        """Findings on names, identities, cameras and files; with `deep` every image is decoded."""
-        try:
-            found = self._survey(deep)
-        except DataError as error:
-            return [Finding("error", str(error))]
-        findings = data.check(self._settled(), deep, found)
-        more = [*self._beyond(found), *self._schedule()]
-        return sorted([*findings, *more], key=lambda f: ("error", "warning", "info").index(f.level))
+    def findings(self, found: data.Survey, deep: bool) -> list[Finding]:
+        """On names, identities, cameras and files; with `deep` every image was decoded."""
+        findings = data.check(self.settled(), deep, found)
+        return errors_first([*findings, *self._beyond(found), *self._schedule()])
 
     def _schedule(self) -> list[Finding]:
         warmup, epochs = self.config.optim.warmup, self.config.trainer.epochs
@@ -131,7 +119,7 @@ class FusionReid(Task[Config]):
 
     def splits(self) -> dict[str, Split]:
         """`train`, `val` with `data.val_fraction`, `test`, and `test_<name>` for `data.test`."""
-        made = data.open_splits(self._settled(), self._survey())
+        made = data.open_splits(self.settled(), self.surveyed())
         for name, split in made.items():
             if name != "train":
                 self._look.watch(split)
@@ -309,7 +297,7 @@ class FusionReid(Task[Config]):
 
         def write(out: Path) -> list[Path]:
             path = out / "attention" / f"{figures.file_stem(name)}.png"
-            return [figures.write_attention(path, values, figures.shortened(name))]
+            return [figures.write_attention(path, values, name)]
 
         return write
 

@@ -14,17 +14,16 @@ from numpy.typing import NDArray
 from zoo.domains.remote_sensing.crop_yield.baselines import IN_WORDS, NAMES
 from zoo.domains.remote_sensing.crop_yield.geojson import Outline
 from zoo.domains.remote_sensing.crop_yield.metrics import regression_metrics
+from zoo.drawing import COLOURS, blank
 from zoo.task import Record
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 OPERATORS = ("sobel", "scharr", "learnable")
 # MOD09A1's seven bands and MYD11A2's two, in the order of the histograms.
 MODIS_BANDS = ("red", "NIR", "blue", "green", "NIR2", "SWIR1", "SWIR2", "LST day", "LST night")
 SENTINEL_BANDS = ("first (B11)", "second (B08)", "third (B02)")
-_COLOURS = ("#1f5fa8", "#d1661b", "#3a8f4f", "#8a4fa3", "#a3303b", "#6b6f76", "#b59410")
 _GREYS = dict(zip(NAMES, ("#b9bdc3", "#6b6f76", "#d1661b", "#b59410", "#3a8f4f"), strict=True))
 _MODEL = "#1f5fa8"
 # The first and last day of the year that 32 steps of eight days see.
@@ -65,16 +64,6 @@ def all_figures(
         yield "channel_attention", channel_attention(records)
 
 
-def _blank(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes
-
-
 # -- errors -------------------------------------------------------------------------------------
 
 
@@ -82,13 +71,13 @@ def predicted_observed(records: Sequence[Record], unit: str) -> Figure:
     """One point a county and year, states in colours, with the diagonal."""
     truth, guess = (column(records, k).astype(float) for k in ("truth", "prediction"))
     states = np.array([str(r.values["state"]) for r in records])
-    figure, axes = _blank(5.2, 4.8)
+    figure, axes = blank(5.2, 4.8)
     names, counts = np.unique(states, return_counts=True)
-    main = names[np.argsort(-counts, kind="stable")][: len(_COLOURS) - 1]
+    main = names[np.argsort(-counts, kind="stable")][: len(COLOURS) - 1]
     for name in [*sorted(main), None]:
         mine = ~np.isin(states, main) if name is None else states == name
         if mine.any():
-            colour = "#c9ccd1" if name is None else _COLOURS[sorted(main).index(name)]
+            colour = "#c9ccd1" if name is None else COLOURS[sorted(main).index(name)]
             label = "other states" if name is None else f"state {name} ({mine.sum()})"
             axes.scatter(truth[mine], guess[mine], s=14, alpha=0.65, color=colour, label=label)
     low, high = _limits(np.concatenate([truth, guess]))
@@ -123,7 +112,7 @@ def _errors(records: Sequence[Record]) -> dict[str, float]:
 def beside_baselines(records: Sequence[Record], unit: str) -> Figure:
     """RMSE of the model beside the baselines', one bar each."""
     errors = _errors(records)
-    figure, axes = _blank(6.2, 0.9 + 0.42 * len(errors))
+    figure, axes = blank(6.2, 0.9 + 0.42 * len(errors))
     names = list(errors)[::-1]
     colours = [_MODEL if n == "model" else _GREYS[n] for n in names]
     bars = axes.barh([IN_WORDS.get(n, "model") for n in names], [errors[n] for n in names])
@@ -147,7 +136,7 @@ def error_by_year(records: Sequence[Record], unit: str) -> Figure:
     years = sorted({int(r.values["year"]) for r in records})
     each = [_errors([r for r in records if int(r.values["year"]) == y]) for y in years]
     names = [n for n in ("model", *NAMES) if all(n in e for e in each)]
-    figure, axes = _blank(4.4 + 0.75 * len(years), 3.8)
+    figure, axes = blank(4.4 + 0.75 * len(years), 3.8)
     for name in names:
         mine = name == "model"
         axes.plot(
@@ -179,7 +168,7 @@ def in_season(records: Sequence[Record], unit: str) -> Figure:
     steps = season_steps(records)
     errors = [regression_metrics(truth, column(records, f"season_{t}"))["rmse"] for t in steps]
     days = [_FIRST_DAY + _STEP_DAYS * t - 1 for t in steps]
-    figure, axes = _blank(5.4, 3.6)
+    figure, axes = blank(5.4, 3.6)
     axes.plot(days, errors, marker="o", color=_MODEL, label="model, later steps unseen")
     rivals = {n: e for n, e in _errors(records).items() if n in NAMES and n != "ridge"}
     if rivals:
@@ -234,7 +223,7 @@ def _map(
         str(r.values["fips"]): tuple(float(r.values.get(k, np.nan)) for k in ("lon", "lat"))
         for r in records
     }
-    figure, axes = _blank(6.4, 4.8)
+    figure, axes = blank(6.4, 4.8)
     drawn = [f for f in values if f in outlines]
     rings = [(polygon[0], values[f]) for f in drawn for polygon in outlines[f]]
     if rings:
@@ -267,9 +256,9 @@ def operators(records: Sequence[Record]) -> Figure:
     """How many county-years each operator saw, by year."""
     years = sorted({int(r.values["year"]) for r in records})
     chosen = [(int(r.values["year"]), str(r.values.get("operator", ""))) for r in records]
-    figure, axes = _blank(max(3.8, 1.6 + 0.6 * len(years)), 3.0)
+    figure, axes = blank(max(3.8, 1.6 + 0.6 * len(years)), 3.0)
     bottom = np.zeros(len(years))
-    for name, colour in zip(OPERATORS, _COLOURS, strict=False):
+    for name, colour in zip(OPERATORS, COLOURS, strict=False):
         counts = np.array([sum(c == (y, name) for c in chosen) for y in years])
         if counts.any():
             axes.bar([str(y) for y in years], counts, 0.7, bottom=bottom, color=colour, label=name)
@@ -289,7 +278,7 @@ def channel_attention(records: Sequence[Record]) -> Figure:
         names = MODIS_BANDS
     if len(names) != weights.shape[1]:
         names = tuple(str(i + 1) for i in range(weights.shape[1]))
-    figure, axes = _blank(max(3.8, 1.2 + 0.6 * len(names)), 3.2)
+    figure, axes = blank(max(3.8, 1.2 + 0.6 * len(names)), 3.2)
     box = axes.boxplot(weights, whis=(0, 100), patch_artist=True, widths=0.55)
     for patch in box["boxes"]:
         patch.set_facecolor("#cfdcec")

@@ -30,6 +30,7 @@ from zoo.domains.remote_sensing.crop_yield.model import build_model
 from zoo.domains.remote_sensing.crop_yield.sentinel import OneCounty, SentinelDFYPNet
 from zoo.errors import ConfigError, DataError
 from zoo.intervals import bootstrap_intervals
+from zoo.surveying import SurveyedTask
 from zoo.task import (
     Adoption,
     Batch,
@@ -41,7 +42,6 @@ from zoo.task import (
     Optim,
     Record,
     Split,
-    Task,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ _SEASON = range(12, 32, 4)
 _PREDICTIONS = "predictions.geojson"
 
 
-class CropYield(Task[Config]):
+class CropYield(SurveyedTask[Config, Any]):
     """Yield of one crop in a US county and year, from MODIS histograms or Sentinel-2 pictures."""
 
     monitor = ("rmse", "min")
@@ -62,7 +62,6 @@ class CropYield(Task[Config]):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._found: Any = None
         self._opened: dict[str, Any] = {}
         self._facts: Facts = {}
         self._history = History({})
@@ -77,35 +76,33 @@ class CropYield(Task[Config]):
         """Write the sample data set of both sensors: `modis/` and `sentinel2/`."""
         sample.write(out, defects=defects)
 
-    def _settled(self) -> Config:
+    def settled(self) -> Config:
+        """The configuration with the sensor's folder."""
+        settled = super().settled()
         root = data.of_sensor(self.root(), self.config.data.sensor)
-        settled = self.config.data.model_copy(update={"root": root})
-        return self.config.model_copy(update={"data": settled})
+        inner = settled.data.model_copy(update={"root": root})
+        return settled.model_copy(update={"data": inner})
 
-    def _survey(self, deep: bool = False) -> Any:
-        if self._found is None or deep:
-            self._found = data.survey(self._settled(), deep=deep)
-        return self._found
+    def survey(self, deep: bool) -> Any:
+        """Yields, counties and imagery, and how they are parted."""
+        return data.survey(self.settled(), deep=deep)
 
-    def check(self, deep: bool = False) -> list[Finding]:
-        """Findings on yields, counties and imagery; with `deep` every file is read whole."""
-        try:
-            return data.check(self._settled(), self._survey(deep))
-        except DataError as error:
-            return [Finding("error", str(error))]
+    def findings(self, found: Any, deep: bool) -> list[Finding]:
+        """On yields, counties and imagery; with `deep` every file was read whole."""
+        return data.check(self.settled(), found)
 
     def prepare(self, out: Path, shard: int, shards: int) -> None:
         """Histograms from raw MODIS exports: `data.raw`, else `data.root`, else the sample's."""
-        data.prepare(out, self._settled(), shard, shards)
+        data.prepare(out, self.settled(), shard, shards)
 
     def folds(self) -> list[dict[str, str]]:
         """One training a year, season length or crop, as `data.folds_by` says."""
-        settled = self._settled()
-        return data.folds(settled, self._survey() if settled.data.folds_by == "year" else None)
+        settled = self.settled()
+        return data.folds(settled, self.surveyed() if settled.data.folds_by == "year" else None)
 
     def splits(self) -> dict[str, Split]:
         """`train`, `val` unless `data.val_fraction` is 0, and `test`, the predicted year."""
-        self._opened = dict(data.open_splits(self._settled(), self._survey()))
+        self._opened = dict(data.open_splits(self.settled(), self.surveyed()))
         return dict(self._opened)
 
     def fit(self, train: Split) -> Facts:
@@ -115,7 +112,7 @@ class CropYield(Task[Config]):
         all others) and so never the row it is compared on.
         """
         others = [s for n, s in self._opened.items() if n == "val" and train is not s]
-        return facts_of(self.config, train, others, int(self._survey().year))
+        return facts_of(self.config, train, others, int(self.surveyed().year))
 
     # -- training -------------------------------------------------------------------------------
 
@@ -298,7 +295,7 @@ class CropYield(Task[Config]):
 
     def _outlines(self, records: Sequence[Record]) -> Mapping[str, Any]:
         counties = {str(r.values["fips"]) for r in records}
-        return data.outlines(self._settled(), self._places, counties)
+        return data.outlines(self.settled(), self._places, counties)
 
     def tables(
         self, records: Sequence[Record], facts: Facts

@@ -10,13 +10,15 @@ import numpy as np
 from zoo.domains.saliency.rgbd_sod.config import Config
 from zoo.domains.saliency.rgbd_sod.metrics import mean_curves
 from zoo.domains.saliency.rgbd_sod.picking import picked
+from zoo.drawing import COLOURS, short_name
 from zoo.task import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#1f5fa8", "#d1661b", "#3a8f4f", "#8a4fa3", "#a3303b", "#6b6f76", "#b59410", "#2a9d9d")
+_COLOURS = (*COLOURS, "#2a9d9d")
+_NAME = 24  # characters of a method or data set
 STYLES = ("-", "--", "-.", ":")
 _PREVIEWS = ("preview_rgb", "preview_depth", "preview_truth", "preview_maps")
 _SIDES = ("map", "2nd side map", "3rd side map", "4th side map")
@@ -90,7 +92,7 @@ def _example(row: Sequence[Axes], record: Record, columns: int) -> None:
         for word, name in (("MAE", "mae"), ("S", "sm"), ("IoU", "iou"))
         if name in values
     )
-    name = shortened(record.id, 34)
+    name = short_name(record.id, 34, keep_end=True)
     row[0].set_xlabel(f"{name}\n{told}" if told else name, fontsize=7, loc="left")
 
 
@@ -98,12 +100,6 @@ def _like(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Nearest pixels of a small picture at another size, for when truth and map differ."""
     places = [np.arange(n) * m // n for n, m in zip(shape, values.shape, strict=True)]
     return values[np.ix_(*places)]
-
-
-def shortened(text: str, most: int = 24) -> str:
-    """A name that matplotlib shows as it is: no formula, no hidden legend entry, not long."""
-    cut = text if len(text) <= most else "…" + text[1 - most :]
-    return (" " if cut.startswith("_") else "") + cut.replace("$", r"\$")
 
 
 # -- curves -------------------------------------------------------------------------------------
@@ -126,9 +122,9 @@ def panels(parts: Mapping[str, Mapping[str, Curves]], draw: Any) -> Figure:
     for axes, (title, lines) in zip(grid.flat, parts.items(), strict=False):
         for name, curves in lines.items():
             place = names.index(name)
-            style = STYLES[place // len(COLOURS) % len(STYLES)]
-            draw(axes, curves, color=COLOURS[place % len(COLOURS)], ls=style, name=name)
-        axes.set_title(shortened(title), fontsize=11)
+            style = STYLES[place // len(_COLOURS) % len(STYLES)]
+            draw(axes, curves, color=_COLOURS[place % len(_COLOURS)], ls=style, name=name)
+        axes.set_title(short_name(title, _NAME, keep_end=True), fontsize=11)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         if any(lines):
@@ -143,8 +139,8 @@ def draw_pr(axes: Axes, curves: Curves, *, color: str, ls: str, name: str) -> No
     precision, recall = curves["precision"], curves["recall"]
     called = recall > 0  # above the largest value nothing is called, and precision says nothing
     best = float(curves["fm"].max())
-    label = f"{shortened(name)}, max F {best:.3f}" if name else None
-    axes.plot(recall[called], precision[called], color=color, ls=ls, lw=1.4, label=label)
+    words = f"{short_name(name, _NAME, keep_end=True)}, max F {best:.3f}" if name else None
+    axes.plot(recall[called], precision[called], color=color, ls=ls, lw=1.4, label=words)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
     axes.grid(lw=0.4, color="#dddddd")
 
@@ -153,8 +149,10 @@ def draw_f(axes: Axes, curves: Curves, *, color: str, ls: str, name: str) -> Non
     """F by threshold of a data set, its maximum marked."""
     fm = curves["fm"][::-1]
     best = int(fm.argmax())
-    label = f"{shortened(name)}, mean F {float(fm.mean()):.3f}" if name else None
-    axes.plot(np.arange(256), fm, color=color, ls=ls, lw=1.4, label=label)
+    words = None
+    if name:
+        words = f"{short_name(name, _NAME, keep_end=True)}, mean F {float(fm.mean()):.3f}"
+    axes.plot(np.arange(256), fm, color=color, ls=ls, lw=1.4, label=words)
     axes.plot([best], [fm[best]], "o", ms=4, color=color)
     if not name:
         side = "right" if best > 128 else "left"

@@ -24,8 +24,9 @@ from zoo.domains.saliency.rgbd_sod.metrics import (
     stacked_scores,
 )
 from zoo.domains.saliency.rgbd_sod.model import GLDMNet, build_model
-from zoo.errors import ConfigError, DataError
+from zoo.errors import ConfigError
 from zoo.intervals import bootstrap_intervals
+from zoo.surveying import SurveyedTask
 from zoo.task import (
     Adoption,
     Batch,
@@ -39,7 +40,6 @@ from zoo.task import (
     Phase,
     Record,
     Split,
-    Task,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ _RESAMPLES = 500
 _PICTURED = 300
 
 
-class RgbdSod(Task[Config]):
+class RgbdSod(SurveyedTask[Config, data.Survey]):
     """Salient object detection from a colour image and an aligned depth map."""
 
     monitor = ("mae", "min")
@@ -62,7 +62,6 @@ class RgbdSod(Task[Config]):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._found: data.Survey | None = None
         self._pictured: set[str] = set()
 
     def selection(self) -> tuple[str, Literal["max", "min"]]:
@@ -77,25 +76,17 @@ class RgbdSod(Task[Config]):
         """Write the sample data set: NJU2K's layout, depth and colour both needed."""
         sample.write(out, defects=defects)
 
-    def _settled(self) -> Config:
-        settled = self.config.data.model_copy(update={"root": self.root()})
-        return self.config.model_copy(update={"data": settled})
+    def survey(self, deep: bool) -> data.Survey:
+        """Pairs of every set, with their masks."""
+        return data.survey(self.settled(), deep=deep)
 
-    def _survey(self, deep: bool = False) -> data.Survey:
-        if self._found is None or deep:
-            self._found = data.survey(self._settled(), deep=deep)
-        return self._found
-
-    def check(self, deep: bool = False) -> list[Finding]:
-        """Findings on every pair; with `deep` every file is read whole."""
-        try:
-            return data.check(self._settled(), self._survey(deep))
-        except DataError as error:
-            return [Finding("error", str(error))]
+    def findings(self, found: data.Survey, deep: bool) -> list[Finding]:
+        """On every pair; with `deep` every file was read whole."""
+        return data.check(self.settled(), found)
 
     def splits(self) -> dict[str, Split]:
         """`train`, `val` unless `data.val_fraction` is 0, and `test_<set>` for each test set."""
-        found = data.open_splits(self._settled(), self._survey())
+        found = data.open_splits(self.settled(), self.surveyed())
         for name, split in found.items():
             if name != "train":
                 self._picture(split)
