@@ -39,6 +39,17 @@ BUILT = [f"task={name}" for name, entry in sorted(zoo.tasks().items()) if entry.
         ("zoo train 'task=ws", []),
         ("zoo no_such_command ", []),
         ("zoo train task=wsi_mil tracking.ta", ["tracking.tags."]),
+        ("zoo export form", ["format="]),
+        ("zoo export format=o", ["format=onnx"]),
+        ("zoo export format=onnx part=", ["part=network", "part=served"]),
+        ("zoo export format=onnx p", ["part="]),
+        ("zoo predict in", ["input="]),
+        ("zoo eval weights=medusa/c", ["weights=medusa/covidnet_cxr3"]),
+        ("zoo weights convert task=medusa fr", ["from="]),
+        ("zoo pull backbone/resnet50_", ["backbone/resnet50_v2"]),
+        ("zoo models history med", ["medusa"]),
+        ("zoo serve med", ["medusa"]),
+        ("zoo bench query", ["query_pool"]),
     ],
 )
 def test_candidates(line: str, expected: list[str] | None) -> None:
@@ -50,7 +61,7 @@ def test_candidates(line: str, expected: list[str] | None) -> None:
 def test_every_command_is_offered() -> None:
     offered = set(candidates("zoo "))
     assert {"list", "info", "config", "doctor", "data", "train", "cv", "eval"} <= offered
-    assert {"predict", "runs", "compare", "completion"} <= offered
+    assert {"predict", "runs", "compare", "completion", "export", "publish"} <= offered
     assert "complete-line" not in offered
 
 
@@ -58,6 +69,17 @@ def test_every_key_of_a_task_is_offered() -> None:
     offered = candidates("zoo train task=wsi_mil ")
     assert {"seed=", "optim.lr=", "data.root=", "data.merge.", "trainer.epochs="} <= set(offered)
     assert "task=" not in offered
+
+
+def test_runs_of_the_workspace_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "stub-20260101-000000-abcdef"
+    folder = tmp_path / "runs" / name
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"task": "stub", "status": "finished"}')
+    for line in ("zoo publish s", "zoo export stub", "zoo compare stub", "zoo runs sync stub"):
+        assert candidates(line) == [name], line
+    assert candidates("zoo predict weights=stub") == [f"weights={name}"]
 
 
 class Shell:

@@ -243,6 +243,8 @@ def test_publishing_once_and_again(workspace: Run, monkeypatch: pytest.MonkeyPat
     assert "promoted to zoo-stub_bags@beta: it is the first" in forced
     shown = json.loads(good("models", "history", "stub_bags", "--out", out, "--json").out)
     assert [m["version"] for m in shown] == ["1"]
+    never = good("models", "history", "stub_bags", "--out", out, "--alias", "gamma").out
+    assert never == "zoo-stub_bags@gamma was never given to a version\n"
 
 
 @pytest.mark.parametrize(

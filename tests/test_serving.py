@@ -291,12 +291,16 @@ def test_what_cannot_be_served_is_told_at_once(tracked: Path, tmp_path: Path) ->
         port = str(taken.getsockname()[1])
         failed = run_zoo("serve", "wsi_mil", "--port", port, "--out", tracked)
     assert (failed.code, f"port {port}" in failed.err) == (2, True)
+    assert "--port 0 takes a free one" in failed.err
+    (tmp_path / "m.pt2").touch()
     for words, line in (
         (["wsi_mil", "--out", tracked], "zoo-wsi_mil not found"),
         (["models:/zoo-wsi_mil", "--out", tracked], "write models:/NAME@ALIAS"),
         (["wsi_mil", "--out", tmp_path], "has no mlflow.db; name the store"),
         (["wsi_mil", "--max-mb", "0"], "should be above 0"),
         (["nothing", "--out", tracked], "no run 'nothing'"),
+        ([tmp_path / "m.pt2"], "serve takes a task, a registered model, a run or a model's folder"),
+        (["wsi_mil", "--host", "203.0.113.1"], "--host names an address of this machine"),
     ):
         failed = run_zoo("serve", "--port", "0", *words)
         assert line in failed.err
@@ -331,7 +335,11 @@ def published(shop: Tracker, tmp_path_factory: pytest.TempPathFactory) -> Run:
     shop.wait()
     run = only_run(out)
     shown = good("publish", run.name, "--out", out, "--uri", shop.uri).out
-    assert "promoted to zoo-wsi_mil@champion: it is the first" in shown
+    # Nothing else is said: MLflow advertises its pages when a run ends.
+    packing, registered, promoted = shown.splitlines()
+    assert packing == f"packing {run.name}"
+    assert registered == f"{run.name} registered as zoo-wsi_mil version 1"
+    assert promoted == "promoted to zoo-wsi_mil@champion: it is the first"
     return run
 
 

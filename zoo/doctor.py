@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo._version import __version__
-from zoo.data import cache_dir
+from zoo.errors import ConfigError
+from zoo.files import cache_dir
 
 # What each extra is probed by: the module that fails when something below it is missing.
 _EXTRAS = {
@@ -82,7 +83,10 @@ def _blocks() -> list[dict[str, Any]]:
     from zoo import kernels
     from zoo.kernels._dispatch import choice, triton_there
 
-    chosen = choice()
+    try:
+        chosen = choice()
+    except ValueError as error:
+        return [_row("blocks", False, str(error))]
     on_cuda = torch.cuda.is_available() and triton_there()
     rows = []
     for found in pkgutil.iter_modules(kernels.__path__):
@@ -108,13 +112,21 @@ def _place(part: str, path: Path) -> dict[str, Any]:
     return _row(part, ok, f"{path}, {free:.1f} GB free" + ("" if ok else ", not writable"))
 
 
+def _cache() -> dict[str, Any]:
+    try:
+        return _place("cache", cache_dir())
+    except ConfigError as error:
+        return _row("cache", False, str(error))
+
+
 def _tracking() -> dict[str, Any]:
     from zoo.privacy import without_credentials
     from zoo.tracking import network_warning
 
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
-        return _row("MLflow", True, f"MLFLOW_TRACKING_URI is {without_credentials(uri)}")
+        told = f"MLFLOW_TRACKING_URI is {without_credentials(uri)}, which was not asked"
+        return _row("MLflow", None, told)
     local = f"sqlite:///{Path('runs/mlflow.db').resolve()}"
     warning = network_warning(local)
     return _row("MLflow", not warning, warning or "runs/mlflow.db in the workspace")
@@ -139,7 +151,7 @@ def examine() -> list[dict[str, Any]]:
         _triton(),
         *_blocks(),
         *(_module(part, *spec) for part, spec in _EXTRAS.items()),
-        _place("cache", cache_dir()),
+        _cache(),
         _place("workspace", Path("runs").resolve()),
         _tracking(),
     ]

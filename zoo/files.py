@@ -13,14 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import ZooError
+from zoo.errors import ConfigError, ZooError
 
 
 def cache_dir() -> Path:
-    """The zoo's cache: `ZOO_CACHE`, else `~/.cache/zoo` (or below `XDG_CACHE_HOME`)."""
+    """The zoo's cache: `ZOO_CACHE`, else `~/.cache/zoo` (or below `XDG_CACHE_HOME`).
+
+    Raises:
+        ConfigError: `ZOO_CACHE` is a file, or below one.
+    """
     own = os.environ.get("ZOO_CACHE")
     if own:
-        return Path(own).expanduser()
+        path = Path(own).expanduser()
+        check_place(path, f"ZOO_CACHE={own}", folder=True)
+        return path
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "zoo"
 
@@ -80,6 +86,28 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
+
+
+def check_place(path: Path, word: str, folder: bool = False) -> None:
+    """Make sure that a file or folder may be made where a user wants it, before any work.
+
+    Args:
+        path: Its place; folders above it need not exist yet.
+        word: What the user wrote, for the message: `to=model.pt2`.
+        folder: Whether it becomes a folder; one that is there already is fine.
+
+    Raises:
+        ConfigError: A folder lies there and a file is to be made, or a file lies in the way.
+    """
+    if not folder and path.is_dir():
+        msg = f"{word}: is a folder; name a file"
+        raise ConfigError(msg)
+    there = path if folder else path.parent
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        msg = f"{word}: {there} is a file, not a folder; name another place"
+        raise ConfigError(msg)
 
 
 def is_temporary(path: Path) -> bool:

@@ -6,17 +6,17 @@ file that `zoo publish` puts into a model, or the checkpoint that a run uploaded
 
 from __future__ import annotations
 
-import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from zoo.complaints import absent, complaint
 from zoo.errors import TrackingError, WeightsError, ZooError
-from zoo.privacy import scrubbed, without_credentials
+from zoo.privacy import without_credentials
 from zoo.resuming import offline
+from zoo.store import client_of, location
 
 SCHEMES = ("models:/", "runs:/")
 WEIGHTS = "weights.safetensors"
@@ -49,31 +49,20 @@ def downloaded(word: str, uri: str) -> Iterator[tuple[Path, str]]:
         except ZooError:
             raise
         except Exception as error:  # a store throws whatever its libraries throw
-            reason = scrubbed(" ".join(str(error).split()))[:300]
-            if getattr(error, "error_code", "") in _ABSENT:
-                msg = f"weights={word}: {reason} (in {without_credentials(uri)})"
+            place, reason = without_credentials(uri), complaint(error)
+            if absent(error):
+                msg = f"weights={word}: {reason} (in {place}); `zoo models` lists what there is"
                 raise WeightsError(msg) from None
-            msg = f"weights={word}: {without_credentials(uri)}: {reason}"
+            msg = f"weights={word}: {place} {reason}; tracking.uri= names another store"
             raise TrackingError(msg) from None
         yield path, where
-
-
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
 
 def _fetched(word: str, uri: str, folder: Path) -> tuple[Path, str]:
     if offline() and uri.startswith("http"):
         msg = f"weights={word}: ZOO_OFFLINE is set, so {without_credentials(uri)} is not asked"
         raise WeightsError(msg)
-    # A server that is away must cost seconds, not MLflow's default of many minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    client = MlflowClient(uri, registry_uri=uri)
+    client = client_of(uri)
     models = word.startswith("models:/")
     places, where = (_of_model if models else _of_run)(word, client)
     for place, inside in places:
@@ -111,16 +100,7 @@ def _of_model(word: str, client: Any) -> tuple[list[tuple[str, str]], str]:
                 raise WeightsError(msg)
             version = str(max(int(v.version) for v in known))
         where = f"models:/{name}/{version}"
-    return [(_location(client, name, version), "")], where
-
-
-def _location(client: Any, name: str, version: str) -> str:
-    """Where a version's files are; a version may point to MLflow's own id of a logged model."""
-    place = str(client.get_model_version_download_uri(name, version))
-    if place.startswith("models:/m-"):
-        model = client.get_logged_model(place.removeprefix("models:/"))
-        return str(model.artifact_location)
-    return place
+    return [(location(client, name, version), "")], where
 
 
 def _of_run(word: str, client: Any) -> tuple[list[tuple[str, str]], str]:
@@ -181,7 +161,7 @@ def _inside(store: _Store, inside: str, folder: Path) -> Path | None:
     whole = [str(PurePosixPath(p).parent) for p in there if PurePosixPath(p).name == _CHECKPOINT[0]]
     whole = [p for p in whole if f"{p}/{_CHECKPOINT[1]}".removeprefix("./") in there]
     if whole:
-        # Of several uploads the last step is of the best weights that were found last.
+        # Each upload is of the best weights until then, in a folder named after its step.
         newest = max(whole, key=lambda p: PurePosixPath(p).name)
         got = [store.get(f"{newest}/{n}".removeprefix("./"), folder) for n in _CHECKPOINT]
         return got[0].parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -43,6 +44,9 @@ def fetched(word: str, out: Path, uri: str) -> Iterator[tuple[Path, str]]:
         ZooError: There is no such model or run.
     """
     folder = Path(word).expanduser()
+    if folder.is_file():
+        msg = f"{word}: serve takes a task, a registered model, a run or a model's folder, no file"
+        raise ConfigError(msg)
     if (folder / "MLmodel").is_file():
         yield folder, folder.name
         return
@@ -248,6 +252,9 @@ def _listening(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         made.close()
         reason = getattr(error, "strerror", None) or error
-        msg = f"cannot listen on {host} port {port} ({reason}); --port 0 takes a free one"
+        # A port that is taken or not allowed is mended by another port, an address is not.
+        ours = isinstance(error, OverflowError) or error.errno in (errno.EADDRINUSE, errno.EACCES)
+        hint = "--port 0 takes a free one" if ours else "--host names an address of this machine"
+        msg = f"cannot listen on {host} port {port} ({reason}); {hint}"
         raise ConfigError(msg) from error
     return made

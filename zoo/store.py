@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import promotion, registry
+from zoo.complaints import absent, complaint
 from zoo.errors import ConfigError, TrackingError, ZooError
-from zoo.privacy import scrubbed, without_credentials
+from zoo.privacy import without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,6 +37,24 @@ def store_for(uri: str, out: Path) -> str:
     return f"sqlite:///{path}"
 
 
+def client_of(uri: str) -> MlflowClient:
+    """A client of a store that gives up after two retries, without bars and without chatter.
+
+    Args:
+        uri: The store, for runs and for models.
+    """
+    # A server that is away must cost seconds, not MLflow's default of many minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri, registry_uri=uri)
+
+
 @contextlib.contextmanager
 def asking(uri: str, seconds: int = QUICK) -> Iterator[MlflowClient]:
     """A client of a store whose complaints are told in one line.
@@ -50,25 +69,24 @@ def asking(uri: str, seconds: int = QUICK) -> Iterator[MlflowClient]:
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     before = os.environ.get(name)
     os.environ[name] = str(seconds)  # what trackers set is meant for single metrics
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    from mlflow import MlflowClient
-
     try:
-        yield MlflowClient(uri, registry_uri=uri)
+        yield client_of(uri)
     except ZooError:
         raise
     except Exception as error:  # a store throws whatever its libraries throw
-        reason = scrubbed(" ".join(str(error).split()))[:300]
-        msg = f"model registry {without_credentials(uri)}: {reason}"
+        msg = f"model registry {without_credentials(uri)}: {complaint(error)}; {_hint(error)}"
         raise TrackingError(msg) from error
     finally:
         if before is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = before
+
+
+def _hint(error: Exception) -> str:
+    if absent(error):
+        return "`zoo models` lists what there is"
+    return "--uri names another store"
 
 
 def registered(name: str) -> str:
@@ -111,6 +129,14 @@ def listed(uri: str) -> list[dict[str, Any]]:
     return rows
 
 
+def location(client: MlflowClient, name: str, version: str) -> str:
+    """Where the files of a version are; it may point to MLflow's own id of a logged model."""
+    place = str(client.get_model_version_download_uri(name, version))
+    if place.startswith("models:/m-"):
+        return str(client.get_logged_model(place.removeprefix("models:/")).artifact_location)
+    return place
+
+
 def download(client: MlflowClient, address: str, uri: str, place: Path) -> None:
     """Copy a model's folder; not by `mlflow.artifacts`, which asks the store of the process.
 
@@ -132,9 +158,6 @@ def download(client: MlflowClient, address: str, uri: str, place: Path) -> None:
     if not name or not number:
         msg = f"{address}: write models:/NAME@ALIAS or models:/NAME/VERSION"
         raise ConfigError(msg)
-    source = str(client.get_model_version_download_uri(name, number))
-    if source.startswith("models:/m-"):  # MLflow's own name of a logged model
-        logged = client.get_logged_model(source.removeprefix("models:/"))
-        source = str(logged.artifact_location)
+    source = location(client, name, number)
     repository: Any = get_artifact_repository(source, tracking_uri=uri, registry_uri=uri)
     repository.download_artifacts("", str(place))

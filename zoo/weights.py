@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import re
 import shutil
 import tarfile
 import time
@@ -20,7 +21,7 @@ from typing import Any
 
 from zoo import files, registry
 from zoo.download import fetch, locked
-from zoo.errors import ConfigError, WeightsError
+from zoo.errors import ConfigError, WeightsError, first_line
 from zoo.files import cache_dir
 from zoo.resuming import Patience, Report, Source, offline
 
@@ -139,16 +140,16 @@ def add(name: str, file: Path) -> Held:
         file: The file; of a TensorFlow checkpoint the `.index`, whose data files come along.
 
     Raises:
-        WeightsError: There is no such file, it is not what the registry expects, or it cannot be
-            read and converted as its entry says.
+        WeightsError: The name is none, there is no such file, it is empty or broken, not what the
+            registry expects, or cannot be read and converted as its entry says.
     """
     known = registry.weights()
     entry = known.get(name)
     if entry is None and name.partition("/")[0] in {*registry.tasks(), "backbone"}:
         name, entry = find(name)
-    if not file.is_file():
-        msg = f"{file}: no such file"
-        raise WeightsError(msg)
+    if entry is None:
+        _check_own_name(name)
+    _check_readable(file)
     digest, size = files.sha256(file), file.stat().st_size
     if entry and not _fits(entry, digest):
         msg = f"{file} is not {name}: its sha256 is {digest[:12]}…, not {entry.sha256}"
@@ -168,6 +169,37 @@ def add(name: str, file: Path) -> Held:
         for path in (final, *(final.with_name(p.name) for p in parts)):
             _copied(file if path == final else file.with_name(path.name), path)
     return _noted(name, final, digest, {p.name: files.sha256(p) for p in parts})
+
+
+def _check_own_name(name: str) -> None:
+    """`weights=` must be able to tell a name of the user's from a path or an address."""
+    parts = name.split("/")
+    if name != name.strip() or not all(re.fullmatch(r"[\w +-][\w .+-]*", p) for p in parts):
+        msg = (
+            f"'{name}' is no name for weights: letters, digits, spaces and . _ + - may be in it, "
+            "and / between words"
+        )
+        raise WeightsError(msg)
+
+
+def _check_readable(file: Path) -> None:
+    """What can be told of any file; a registry's entry says more."""
+    if not file.is_file():
+        msg = f"{file}: is a folder; name a file" if file.is_dir() else f"{file}: no such file"
+        raise WeightsError(msg)
+    if not file.stat().st_size:
+        msg = f"{file}: is empty; fetch it again"
+        raise WeightsError(msg)
+    if file.suffix != ".safetensors":
+        return
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        msg = f"{file}: not a readable safetensors file ({first_line(error)}); fetch it again"
+        raise WeightsError(msg) from error
 
 
 def _copied(file: Path, final: Path) -> None:
@@ -216,8 +248,10 @@ def export_bundle(names: Sequence[str], out: Path) -> list[Held]:
     """Write files of the cache as one tar for a place without a network.
 
     Raises:
+        ConfigError: `out` is no place for a file.
         WeightsError: A name is not in the cache, or its file is damaged.
     """
+    files.check_place(out, str(out))
     chosen = [_required(name) for name in names] or everything()
     if not chosen:
         msg = "the cache holds no weights to export; `zoo pull NAME` first"
@@ -259,12 +293,17 @@ def import_bundle(bundle: Path) -> list[Held]:
     Raises:
         WeightsError: The bundle cannot be read, leads out of the cache, or is damaged.
     """
+    if not bundle.is_file():
+        told = "is a folder" if bundle.is_dir() else "no such file"
+        msg = f"{bundle}: {told}; name a bundle that `zoo weights export` wrote"
+        raise WeightsError(msg)
     try:
         with tarfile.open(bundle) as tar:
             rows = _rows(bundle, tar)
             return [_imported(bundle, tar, row) for row in rows]
     except (OSError, tarfile.TarError, EOFError) as error:
-        msg = f"{bundle}: cannot be read as a bundle ({error})"
+        reason = first_line(error).rstrip(":")
+        msg = f"{bundle}: cannot be read as a bundle of `zoo weights export` ({reason})"
         raise WeightsError(msg) from error
 
 

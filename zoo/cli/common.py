@@ -40,6 +40,11 @@ def take(pairs: Sequence[str] | None, *names: str) -> tuple[dict[str, Any], list
     return taken, rest
 
 
+def size_text(size: int) -> str:
+    """Bytes as a person reads them: `21 kB`, `5.4 MB`."""
+    return f"{size / 1e3:.0f} kB" if size < 1e6 else f"{size / 1e6:.1f} MB"
+
+
 def table(rows: Sequence[dict[str, Any]], title: str = "") -> None:
     """Print rows as a table; columns from the first row."""
     from rich.console import Console

@@ -30,6 +30,24 @@ _zoo_complete() {
 complete -o default -F _zoo_complete zoo"""
 
 _TAKE_KEYS = ("train", "cv", "config", "eval", "predict", "data check", "data prepare")
+_TAKE_RUNS = ("compare", "export", "publish", "runs sync", "serve")
+_TAKE_TASKS = ("info", "models history", "models rollback", "serve")
+_TAKE_WEIGHTS = (
+    "export",
+    "pull",
+    "weights add",
+    "weights drop",
+    "weights export",
+    "weights verify",
+)
+# Words that are no settings of a task, with the values that can be named.
+_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "data prepare": {"out": ()},
+    "eval": {"weights": ()},
+    "export": {"format": ("pt2", "onnx", "safetensors"), "part": ("served", "network"), "to": ()},
+    "predict": {"weights": (), "input": ()},
+    "weights convert": {"from": (), "to": ()},
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -70,14 +88,46 @@ def _possible(words: list[str], current: str) -> list[str]:
     group = groups.get(command)
     if group is not None and len(words) == 1:
         return [_name(c) for c in group.registered_commands]
-    if command == "info":
-        return _tasks()
     path = " ".join(words[:2]) if group is not None else command
-    if path in ("data sample",):
+    if path == "data sample":
         return [*(f"task={t}" for t in _tasks()), "out=", "defects=true"]
-    if path in _TAKE_KEYS:
-        return _settings(words, current)
-    return []
+    if path == "bench":
+        from zoo.benchmarks import NAMES
+
+        return [*NAMES, "all"]
+    key, sign, _ = current.partition("=")
+    if sign and key in ("weights", "from"):
+        return [f"{key}={name}" for name in (*_runs(), *_weights())]
+    found = _tasks() if path in _TAKE_TASKS else []
+    found += _runs() if path in _TAKE_RUNS else []
+    found += _weights() if path in _TAKE_WEIGHTS else []
+    found += _words(_WORDS.get(path, {}), words, key if sign else "")
+    if path in _TAKE_KEYS or path == "weights convert":
+        found += _settings(words, current)
+    return found
+
+
+def _words(known: dict[str, tuple[str, ...]], words: list[str], key: str) -> list[str]:
+    """What may be said beside settings and was not said yet; of `key=` the values."""
+    if key:
+        return [f"{key}={value}" for value in known.get(key, ())]
+    given = {w.partition("=")[0] for w in words if "=" in w}
+    return [f"{name}=" for name in known if name not in given]
+
+
+def _runs() -> list[str]:
+    """Runs of the workspace that commands look into when nothing is said."""
+    from pathlib import Path
+
+    from zoo import runs
+
+    return [run.name for run in runs.every(Path("runs"))]
+
+
+def _weights() -> list[str]:
+    from zoo import registry, weights
+
+    return [*registry.weights(), *(item.name for item in weights.everything())]
 
 
 def _name(command: CommandInfo) -> str:

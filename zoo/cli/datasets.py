@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from zoo.cli.common import Pairs, take
+from zoo.cli.common import Pairs, size_text, take
 from zoo.errors import ConfigError, DataError
 
 
@@ -50,7 +50,7 @@ def sample(pairs: Pairs = None) -> None:
     Path(f"{out}.lock").unlink(missing_ok=True)
     count = sum(1 for p in out.rglob("*") if p.is_file())
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-    typer.echo(f"{out}: {count} files, {size / 1e6:.1f} MB")
+    typer.echo(f"{out}: {count} files, {size_text(size)}")
     typer.echo(f"zoo train task={name} preset=sample data.root={out}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.common import Quiet, take
+from zoo.cli.common import Quiet, size_text, take
 from zoo.errors import ConfigError
 
 Words = Annotated[
@@ -46,5 +46,4 @@ def export(words: Words = None, quiet: Quiet = False) -> None:
         return
     for line in made.lines:
         typer.echo(line)
-    size = made.told["bytes"] / 1e6
-    typer.echo(f"{made.path}: {size:.1f} MB, sha256 {made.told['sha256']}")
+    typer.echo(f"{made.path}: {size_text(made.told['bytes'])}, sha256 {made.told['sha256']}")

@@ -87,7 +87,12 @@ def history(
     with store.asking(store.store_for(uri, out)) as client:
         moves = promotion.Registry(client, store.registered(name), alias).history()
     rows = [promotion.shown(m) for m in moves]
-    typer.echo(json.dumps(rows, indent=1)) if as_json else table(rows)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    elif rows:
+        table(rows)
+    else:
+        typer.echo(f"{store.registered(name)}@{alias} was never given to a version")
 
 
 def rollback(

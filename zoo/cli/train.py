@@ -9,6 +9,10 @@ import typer
 from zoo.cli.common import Pairs, Quiet
 from zoo.errors import ConfigError
 
+Force = Annotated[
+    bool, typer.Option("--force", help="Resume although the data changed; the run tells it.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
@@ -18,9 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def train_run(
     pairs: Pairs = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Resume although the data changed; the run tells it.")
-    ] = False,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Train, evaluate and report one run: task=NAME [data.root=…] [key=value].
@@ -41,6 +43,7 @@ def cv(
     seeds: Annotated[
         str, typer.Option(help="Seeds, separated by commas; each seed trains every fold.")
     ] = "",
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Train every fold (and seed) of a task and pool the results: task=NAME [key=value].
@@ -52,7 +55,7 @@ def cv(
     from zoo.crossval import cross_validate
     from zoo.progress import Reporter
 
-    cross_validate(pairs or [], numbers, Reporter(quiet))
+    cross_validate(pairs or [], numbers, Reporter(quiet), force)
 
 
 def _seeds(text: str) -> list[int]:

@@ -24,10 +24,12 @@ def evaluate(
     ] = "",
     quiet: Quiet = False,
 ) -> None:
-    """Evaluate a run's weights: weights=RUN [data.root=…]; predict.foreign=DIR needs no model.
+    """Score a trained model: weights=RUN_OR_FILE [data.root=…] [key=value].
 
-    Settings are those of the run; data.root= and others go on top of them. predict.foreign=[A,B]
-    compares the outputs of several methods.
+    weights= takes a run, a checkpoint, a file, a name of `zoo weights list` or models:/NAME@alias;
+    a file that does not say its task needs task=NAME. Settings are those of the weights;
+    data.root= and others go on top of them. task=NAME predict.foreign=DIR needs no model: it scores
+    the outputs of another method, predict.foreign=[A,B] compares those of several.
     """
     from zoo.inference import evaluate_run
     from zoo.progress import Reporter
@@ -39,7 +41,10 @@ def evaluate(
 
 
 def predict(pairs: Pairs = None, quiet: Quiet = False) -> None:
-    """Predict on files or folders: weights=RUN input=PATH [predict.out=DIR] [key=value]."""
+    """Predict on files or folders: weights=RUN_OR_FILE input=PATH [predict.out=DIR] [key=value].
+
+    weights= takes what it takes in `zoo eval`; input=[A,B] names several.
+    """
     taken, rest = take(pairs, "input")
     given = taken.get("input")
     if not given:

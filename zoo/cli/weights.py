@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import Json, Pairs, Quiet, table, take
+from zoo.cli.common import Json, Pairs, Quiet, size_text, table, take
 
 if TYPE_CHECKING:
     from zoo.conversion import Converted
@@ -37,9 +37,13 @@ def pull(
     name: Annotated[str, typer.Argument(help="TASK/NAME or backbone/NAME, see weights list.")],
     quiet: Quiet = False,
 ) -> None:
-    """Download published weights into the cache and print where they are."""
-    from zoo import weights
+    """Fetch published weights into the cache and print their path."""
+    from zoo import registry, weights
 
+    own = None if name in registry.weights() else weights.held(name)
+    if own is not None:  # one that the user added
+        typer.echo(str(own.path))
+        return
     name, entry = weights.find(name)
     before = weights.held(name)
     if before is None and entry.urls and not quiet:
@@ -153,7 +157,7 @@ def convert(pairs: Pairs = None, as_json: Json = False) -> None:
     from zoo.errors import ConfigError
 
     taken, rest = take(pairs, "from", "to")
-    if not taken.get("from"):
+    if not taken.get("from") or not any(word.startswith("task=") for word in rest):
         msg = "convert needs from=FILE, and task=NAME whose weights they are"
         raise ConfigError(msg)
     from zoo import conversion, origins
@@ -200,6 +204,7 @@ def drop(name: Annotated[str, typer.Argument(help="A name in the cache.")]) -> N
     from zoo import weights
 
     weights.drop(name)
+    typer.echo(f"{name}: dropped")
 
 
 def export_bundle(
@@ -211,7 +216,7 @@ def export_bundle(
 
     for item in weights.export_bundle(names or (), out):
         _told(item)
-    typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    typer.echo(f"{out}: {size_text(out.stat().st_size)}")
 
 
 def import_bundle(bundle: Annotated[Path, typer.Argument(help="The bundle.")]) -> None:
@@ -223,4 +228,4 @@ def import_bundle(bundle: Annotated[Path, typer.Argument(help="The bundle.")]) -
 
 
 def _told(item: Held) -> None:
-    typer.echo(f"{item.name}: {item.path.name}, {item.size / 1e6:.1f} MB, sha256 {item.sha256}")
+    typer.echo(f"{item.name}: {item.path.name}, {size_text(item.size)}, sha256 {item.sha256}")
