@@ -83,6 +83,73 @@ def test_an_interrupted_cv_goes_on_fold_by_fold(out: Path, monkeypatch: pytest.M
     assert (trained[0].path / "run.json").read_bytes() == first
 
 
+@pytest.fixture
+def halfway(tracked: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, list[str]]:
+    """A cross-validation on data of the user's that stopped after its first fold, and its words.
+
+    Afterwards a year changed that the first fold trained on.
+    """
+    data = tracked.parent / "data"
+    good("data", "sample", "task=stub_years", f"out={data}")
+    words = [*WORDS, f"data.root={data}", "preset=sample", f"out={tracked}"]
+    inner, calls = crossval.train, []
+
+    def train(*args: object, **options: object) -> Run:
+        if calls:
+            msg = "the power went off"
+            raise TrainingError(msg)
+        calls.append(args)
+        return inner(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(crossval, "train", train)
+        assert run_zoo("cv", *words).code == 1
+    path = data / "yields.csv"
+    head, first, *rows = path.read_text().splitlines()
+    cells = first.split(",")
+    path.write_text("\n".join([head, ",".join([*cells[:-1], "41.5"]), *rows]) + "\n")
+    return only_run(tracked), words
+
+
+def test_changed_data_are_refused_before_a_fold_is_trained(
+    halfway: tuple[Run, list[str]],
+) -> None:
+    parent, words = halfway
+    before = (parent.path / "run.json").read_bytes()
+    refused = run_zoo("cv", *words, "resume=auto")
+    assert refused.code == 2
+    (line,) = [x for x in refused.err.splitlines() if x.startswith("error")]
+    assert f"run {parent.name}: the data changed since it began (stub_years-" in line
+    assert "of fold 1" in line
+    assert "--force" in line
+    assert (parent.path / "run.json").read_bytes() == before
+    assert len(_children(parent)) == 1
+
+
+def test_changed_data_are_gone_on_with_by_force_and_told(
+    halfway: tuple[Run, list[str]], tracked: Path
+) -> None:
+    parent, words = halfway
+    first = (_children(parent)[0].path / "run.json").read_bytes()
+    shown = good("cv", *words, "resume=auto", "--force").out
+    assert f"warning: the data changed since {parent.name} began (stub_years-" in shown
+    parent.refresh()
+    assert parent.status == "finished"
+    assert len(_children(parent)) == 2
+    assert (_children(parent)[0].path / "run.json").read_bytes() == first
+    (change,) = parent.info["data_changes"]
+    assert change["trainings"] == 1
+    (name,) = change["splits"]
+    assert name in ("stub_years-train of fold 1", "stub_years-val of fold 1")
+    assert change["splits"][name]["was"] != change["splits"][name]["is"]
+    client = MlflowClient(f"sqlite:///{tracked / 'mlflow.db'}")
+    top = client.get_run(str(parent.mlflow_id))
+    assert top.data.tags["zoo.data_changed"] == f"after 1 trainings: {name}"
+    assert "no single data set gave these results" in (parent.path / "report.html").read_text()
+    # Nothing is left to train, so nothing can be mixed any more.
+    good("cv", *words, f"resume={parent.name}")
+
+
 def test_two_processes_cannot_run_one_cv(out: Path) -> None:
     good("cv", *WORDS, f"out={out}", NO_TRACKING)
     parent = only_run(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zoo.errors import DataError, printable
+from zoo.errors import DataError, first_line, printable
 from zoo.task import Finding
 
 
@@ -24,3 +24,10 @@ def test_what_no_terminal_shows_is_escaped(text: str, shown: str) -> None:
     assert str(DataError(text)) == shown
     assert Finding("error", "broken", text).line() == f"{shown}: broken"
     shown.encode()
+
+
+def test_of_a_librarys_complaint_the_first_line_is_told() -> None:
+    assert first_line(ValueError("\n  what is wrong  \nand where\n")) == "what is wrong  "
+    assert first_line(KeyError()) == "KeyError"
+    assert first_line(OSError("x" * 400)) == "x" * 160
+    assert first_line(OSError("x" * 400), 300) == "x" * 300

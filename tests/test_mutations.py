@@ -21,7 +21,7 @@ from zoo.data import ListSplit, plain_name, read_csv, read_json, read_text
 from zoo.errors import DataError
 
 TASKS = list(dict.fromkeys(s.task for s in SETS))
-QUICK, MANY = 40, 200
+QUICK, MANY = 200, 1000
 SEED = 11
 
 

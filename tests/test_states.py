@@ -80,6 +80,13 @@ def test_the_refusal_names_what_was_wanted(tmp_path: Path) -> None:
         unpickled(tmp_path / "x.pth")
 
 
+def test_an_exported_model_is_told_from_weights(tmp_path: Path) -> None:
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+    torch.export.save(program, tmp_path / "model.pt2")
+    with pytest.raises(WeightsError, match=r"model\.pt2: .*an exported model cannot be read back$"):
+        unpickled(tmp_path / "model.pt2")
+
+
 def test_broken_and_empty_files_are_one_line(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "x.pth")
     whole = (tmp_path / "x.pth").read_bytes()

@@ -24,7 +24,8 @@ HEAVY = {"torch", "mlflow", "pandas", "matplotlib", "sklearn", "lightning_fabric
 # What a domain may take from outside of itself.
 SHARED = {"zoo.task", "zoo.data", "zoo.kernels", "zoo.errors", "zoo.config", "zoo.files"}
 SHARED |= {"zoo.privacy", "zoo.intervals", "zoo.augmentation", "zoo.hdf5", "zoo.states"}
-SHARED |= {"zoo.extras", "zoo.images", "zoo.matlab"}
+SHARED |= {"zoo.extras", "zoo.images", "zoo.matlab", "zoo.drawing", "zoo.progress"}
+SHARED |= {"zoo.surveying", "zoo.made_with"}
 
 
 @cache

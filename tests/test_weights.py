@@ -215,6 +215,51 @@ def test_the_commands(store: Path, tmp_path: Path) -> None:
     assert "did you mean 'backbone/net'?" in wrong.err
 
 
+@pytest.mark.parametrize(
+    "name", ["../evil", "", " ", "..", "a/../b", "/a", "models:/x", "x=1", "a\nb", " a"]
+)
+def test_a_name_of_the_users_is_told_from_a_path(store: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "own.pth").write_bytes(BODY)
+    with pytest.raises(WeightsError, match="is no name for weights"):
+        weights.add(name, tmp_path / "own.pth")
+    assert weights.everything() == []
+
+
+def test_a_name_of_the_users_is_pulled_from_the_cache(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.pth").write_bytes(BODY)
+    added = weights.add("mein Netz ü-2.1", tmp_path / "own.pth")
+    pulled = run_zoo("pull", "mein Netz ü-2.1")
+    assert (pulled.code, pulled.out, pulled.err) == (0, f"{added.path}\n", "")
+    dropped = run_zoo("weights", "drop", "mein Netz ü-2.1")
+    assert (dropped.code, dropped.out) == (0, "mein Netz ü-2.1: dropped\n")
+
+
+def test_what_no_program_reads_is_not_added(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "cut.safetensors").write_bytes(b"\xff" * 20)
+    for name, line in (
+        ("empty.pth", "is empty; fetch it again"),
+        ("cut.safetensors", "not a readable safetensors file"),
+        ("none.pth", "no such file"),
+        (".", "is a folder; name a file"),
+    ):
+        with pytest.raises(WeightsError, match=line):
+            weights.add("own", tmp_path / name)
+    assert weights.everything() == []
+
+
+def test_what_is_no_bundle_is_one_line(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"no tar")
+    for name, line in (
+        ("x.safetensors", "cannot be read as a bundle of `zoo weights export` (file could not"),
+        ("none.tar", "no such file; name a bundle"),
+        (".", "is a folder; name a bundle"),
+    ):
+        shown = run_zoo("weights", "import", tmp_path / name)
+        assert (shown.code, shown.err.count("\n")) == (2, 1), shown.err
+        assert line in shown.err
+
+
 # -- entries of a task --------------------------------------------------------------------------
 
 

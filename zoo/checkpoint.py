@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from zoo import files
-from zoo.errors import ResumeError, WeightsError
+from zoo.errors import ResumeError, WeightsError, first_line
 
 FORMAT = 1
 _LEAST_FREE = 1_000_000  # bytes; a disk with less counts as full
@@ -241,8 +241,7 @@ def load(path: Path, *, weights_only: bool = False) -> Checkpoint:
         model = load_file(path / _MODEL)
         state = {} if weights_only else torch.load(path / _STATE, weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        msg = f"checkpoint {path}: cannot be read ({reason})"
+        msg = f"checkpoint {path}: cannot be read ({first_line(error, 300)})"
         raise WeightsError(msg) from error
     return Checkpoint(path, meta, model, state)
 

@@ -340,6 +340,8 @@ def convert(pairs: Sequence[str], source: str, to: Path | None, out: Path, uri: 
         ConfigError: A word is wrong, or facts are needed that only a training set tells.
         WeightsError: The weights cannot be read, are not of this task, or have holes.
     """
+    if to is not None:
+        files.check_place(to, f"to={to}")
     first = first_task(pairs)
     origin = find(source, out, uri, first.read)
     name = first.config.task

@@ -7,34 +7,62 @@ again, so an interrupted cross-validation goes on where it stopped, fold by fold
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo import evaluation, report, runs, tracking
-from zoo.config import AUTO, BaseConfig, resolve
+from zoo import data_changes, evaluation, report, runs, tracking
+from zoo.config import AUTO, BaseConfig, Resolved, resolve
 from zoo.errors import ConfigError, ResumeError, TrackingError
 from zoo.place import place
 from zoo.progress import Reporter, figures_line
 from zoo.runs import Run
 from zoo.task import Task
-from zoo.training import Start, make, opened, train
+from zoo.training import Start, data_inputs, make, opened, train
 
 
-def cross_validate(pairs: Sequence[str], seeds: Sequence[int], reporter: Reporter) -> Run:
+@dataclass(frozen=True)
+class _Training:
+    """One fold with one seed.
+
+    Attributes:
+        seed: Its seed.
+        number: Number of the fold, from 0.
+        words: What the fold sets, for people.
+        resolved: Its settings.
+        run: Its run so far, if it has one.
+    """
+
+    seed: int
+    number: int
+    words: str
+    resolved: Resolved
+    run: Run | None
+
+    @property
+    def finished(self) -> bool:
+        return self.run is not None and self.run.status == "finished"
+
+
+def cross_validate(
+    pairs: Sequence[str], seeds: Sequence[int], reporter: Reporter, force: bool = False
+) -> Run:
     """Train every fold for every seed and write the parent run.
 
     Args:
         pairs: `key=value` words; `resume=auto|RUN` goes on with an unfinished parent.
         seeds: Seeds to train each fold with; empty: the configured one.
         reporter: Tells the person in front of it.
+        force: Go on although the data changed since folds were trained.
 
     Raises:
         ConfigError: The task has a single fold and a single seed, or torchrun or srun started
             several processes.
         DataError: The check of the first fold found an error.
+        ResumeError: The parent was made with other settings, or the data changed.
     """
     if place().size > 1:
         msg = "zoo cv starts processes for each fold itself: run it once, with trainer.devices=N"
@@ -61,8 +89,10 @@ def cross_validate(pairs: Sequence[str], seeds: Sequence[int], reporter: Reporte
     parent = _parent(resolved.config, named, folds, seeds, resolved.origin, resolved.sample)
     reporter.say(f"{parent.path}: {len(folds)} folds x {len(seeds)} seeds")
     with parent.lock():
+        planned = list(_planned(parent.path / "folds", plain, folds, seeds))
+        _same_data(parent, planned, force, reporter)
         _announce(parent, resolved.config, reporter)
-        done = _children(parent, plain, folds, seeds, reporter)
+        done = _children(parent, planned, force, reporter)
         _summarise(parent, task, done, reporter)
     return parent
 
@@ -106,32 +136,63 @@ def _announce(parent: Run, config: BaseConfig, reporter: Reporter) -> None:
         reporter.warn(str(error))
 
 
+def _planned(
+    there: Path, plain: Sequence[str], folds: Sequence[Mapping[str, str]], seeds: Sequence[int]
+) -> Iterator[_Training]:
+    """Every training in order, with the run that was begun for it."""
+    for seed in seeds:
+        for number, fold in enumerate(folds):
+            words = [*plain, f"seed={seed}", *(f"{k}={v}" for k, v in fold.items())]
+            resolved = resolve(words)
+            run = _existing(there, resolved.config)
+            yield _Training(seed, number, _words(fold), resolved, run)
+
+
+def _same_data(parent: Run, planned: Sequence[_Training], force: bool, reporter: Reporter) -> None:
+    """Stop if what was trained so far saw other data than what is left would.
+
+    Of each fold its newest training is compared.
+
+    Raises:
+        ResumeError: The data changed, and going on was not asked for.
+    """
+    if all(training.finished for training in planned):
+        return
+    begun = {t.number: (t.run, t.resolved) for t in planned if t.run is not None}
+    found: data_changes.Changes = {}
+    for number, (run, resolved) in begun.items():
+        task = make(resolved)
+        rows = tracking.as_rows(data_inputs(task.config, opened(task)))
+        changes = data_changes.changed(run, rows)
+        found |= {f"{name} of fold {number + 1}": change for name, change in changes.items()}
+    warning = data_changes.judge(parent.name, list(found), force)
+    if warning:
+        reporter.warn(warning)
+        count = sum(training.run is not None for training in planned)
+        data_changes.write(parent, {"trainings": count}, found)
+
+
 def _children(
-    parent: Run,
-    plain: Sequence[str],
-    folds: Sequence[Mapping[str, str]],
-    seeds: Sequence[int],
-    reporter: Reporter,
+    parent: Run, planned: Sequence[_Training], force: bool, reporter: Reporter
 ) -> list[tuple[int, int, Run]]:
     there = parent.path / "folds"
+    folds = 1 + max(training.number for training in planned)
     done = []
     try:
-        for seed in seeds:
-            for number, fold in enumerate(folds):
-                words = [*plain, f"seed={seed}", *(f"{k}={v}" for k, v in fold.items())]
-                resolved = resolve(words)
-                reporter.say(f"\nseed {seed}, fold {number + 1}/{len(folds)}: {_words(fold)}")
-                run = _existing(there, resolved.config)
-                if run is not None and run.status == "finished":
-                    reporter.say(f"{run.name} is finished")
-                else:
-                    extra = {
-                        "mlflow_parent": parent.mlflow_id,
-                        "fold": number,
-                        "parent": parent.name,
-                    }
-                    run = train(Start(resolved, run), reporter, folder=there, extra=extra)
-                done.append((seed, number, run))
+        for item in planned:
+            reporter.say(f"\nseed {item.seed}, fold {item.number + 1}/{folds}: {item.words}")
+            run = item.run
+            if run is not None and item.finished:
+                reporter.say(f"{run.name} is finished")
+            else:
+                extra = {
+                    "mlflow_parent": parent.mlflow_id,
+                    "fold": item.number,
+                    "parent": parent.name,
+                }
+                start = Start(item.resolved, run, force=force)
+                run = train(start, reporter, folder=there, extra=extra)
+            done.append((item.seed, item.number, run))
     except BaseException:
         parent.update(status="interrupted")
         raise

@@ -314,11 +314,16 @@ def leakage(splits: Mapping[str, Split]) -> list[Finding]:
                         Finding(
                             "error",
                             f"{len(both)} {what} are in both '{first}' and '{second}': {shown}",
-                            remedy="a patient, identity or county must be in one split only",
+                            _origins(splits[first], splits[second]),
+                            "a patient, identity or county must be in one split only",
                         )
                     )
                     break
     return findings
+
+
+def _origins(*splits: Split) -> str:
+    return " and ".join(dict.fromkeys(filter(None, (getattr(s, "where", "") for s in splits))))
 
 
 def stop_on_errors(findings: Sequence[Finding]) -> None:
@@ -366,6 +371,7 @@ class ListSplit:
         drop_last: Leave out a smaller last batch when shuffling.
 
     Attributes:
+        where: The file that tells what is in the split, for messages; "" if there is none.
         composed: For `trainer.batch_size=auto`, where a subclass has a `batches` of its own: why
             the size of a batch cannot be chosen by memory alone, "" if it can.
 
@@ -374,6 +380,7 @@ class ListSplit:
             names of other systems may be) and could not be written down.
     """
 
+    where: str = ""
     composed: str | None = None
 
     def __init__(

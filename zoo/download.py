@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from filelock import BaseFileLock, FileLock, SoftFileLock
 
 from zoo import files
-from zoo.errors import WeightsError, ZooError
+from zoo.errors import WeightsError, ZooError, first_line
 from zoo.resuming import (
     CHUNK,
     Again,
@@ -202,7 +202,7 @@ def _from_drive(url: str, part: Path) -> str:
     try:
         gdown.download(id=url.removeprefix("gdrive:"), output=str(part), quiet=True, resume=True)
     except Exception as error:  # gdown raises many kinds
-        raise NotHere((str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+        raise NotHere(first_line(error, 300)) from None
     if not part.exists():
         msg = "gave no file"
         raise NotHere(msg)

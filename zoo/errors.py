@@ -25,6 +25,16 @@ def printable(text: str) -> str:
     )
 
 
+def first_line(error: BaseException, most: int = 160) -> str:
+    """The first line of what a library complains about, short enough for a line of ours.
+
+    Args:
+        error: Whose name is told where it says nothing.
+        most: Characters.
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 class ZooError(Exception):
     """Base of all errors the zoo raises on purpose.
 

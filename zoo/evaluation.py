@@ -128,7 +128,7 @@ def _through(
         for names, batch in feed:
             if batch is None:
                 continue
-            reseed(step_seed(seed, 0, 0))
+            reseed(step_seed(seed, 0, 0), fabric.device)
             made = task.records(model, fabric.to_device(batch))
             found.records.extend(made)
             if out is not None:
@@ -272,9 +272,15 @@ def save_figures(
 
 
 def results_folder(config: BaseConfig, kind: str) -> Path:
-    """Where results go: `predict.out`, else a fresh name `<kind>-<task>-<time>-<id>` in `out`."""
+    """Where results go: `predict.out`, else a fresh name `<kind>-<task>-<time>-<id>` in `out`.
+
+    Raises:
+        ConfigError: `predict.out` is a file, or below one.
+    """
     if config.predict.out is not None:
-        return config.predict.out.expanduser()
+        named = config.predict.out.expanduser()
+        files.check_place(named, f"predict.out={named}", folder=True)
+        return named
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return config.out / f"{kind}-{config.task}-{stamp}-{secrets.token_hex(2)}"
 

@@ -14,9 +14,9 @@ from zoo import __version__, exporting, files, onnx_file, portable
 from zoo.checkpoint import Checkpoint, load_weights
 from zoo.conversion import trained
 from zoo.errors import ConfigError, ZooError
-from zoo.packing import NOTICE, licence_of
+from zoo.packing import licence_of
 from zoo.runs import Run
-from zoo.task import Facts, Task
+from zoo.task import NOTICE, Facts, Task
 
 SUFFIXES = {"pt2": ".pt2", "onnx": ".onnx", "safetensors": portable.SUFFIX}
 
@@ -61,6 +61,9 @@ def export(pairs: Sequence[str], form: str, part: str = "", to: Path | None = No
     if to is not None and to.suffix != SUFFIXES[form]:
         msg = f"to={to}: a {form} file ends in {SUFFIXES[form]}"
         raise ConfigError(msg)
+    if to is not None:  # before minutes of work
+        files.check_place(to, f"to={to}")
+        files.check_place(description_of(to), f"to={to}")
     task, found, facts = trained(pairs)
     path = to or Path(f"{_stem(task, found)}-{chosen}{SUFFIXES[form]}")
     told = _about(task, found, facts, form, chosen)

@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
 from zoo import files
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import ConfigError, ZooError, first_line
 from zoo.task import Export, Facts, Task
 
 Part = Literal["served", "network"]
@@ -35,6 +35,7 @@ BATCHES = (1, 3, 5)
 """Batch sizes on which a file is compared, besides those of the task's own examples."""
 DESCRIPTION = "zoo.json"
 """Name of the description inside a `.pt2` file."""
+_LONGEST = 300  # characters of what a tracer or runtime says
 
 
 class Named(nn.Module):
@@ -140,7 +141,8 @@ def traced(export: Export) -> ExportedProgram:
             program = torch.export.export(Named(export), inputs, dynamic_shapes=sizes)
         except Exception as error:  # the tracer fails in a hundred ways
             points = [line.strip() for line in str(error).splitlines() if line.startswith("  - ")]
-            msg = f"the network cannot be traced: {' '.join([first_line(error), *points[:2]])}"
+            told = " ".join([first_line(error, _LONGEST), *points[:2]])
+            msg = f"the network cannot be traced: {told}"
             raise ZooError(msg) from error
     foreign = sorted(_foreign(program))
     if foreign:
@@ -148,7 +150,7 @@ def traced(export: Export) -> ExportedProgram:
         raise ZooError(msg)
     for node in _nodes(program):
         node.meta.pop("stack_trace", None)  # holds paths of this machine
-    program.example_inputs = None  # megabytes of pictures that a file would carry along
+    program.example_inputs = None  # megabytes that a file would carry along, as a pickle
     return program
 
 
@@ -180,11 +182,6 @@ def _foreign(program: ExportedProgram) -> set[str]:
         for node in _nodes(program)
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace != "aten"
     }
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error, short enough for one line of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def limits(program: ExportedProgram, export: Export) -> dict[str, tuple[int, int | None]]:
@@ -305,7 +302,7 @@ def another(export: Export, size: str) -> Inputs:
         try:
             outputs_of(export, inputs)
         except Exception as error:  # whatever a network says about a size it does not take
-            reason = reason or first_line(error)
+            reason = reason or first_line(error, _LONGEST)
             continue
         return inputs
     msg = f"size '{size}' is called dynamic, but the network takes no other: {reason}"
@@ -329,7 +326,8 @@ def stretched(export: Export, sizes: Mapping[str, int]) -> Inputs:
 def cases(export: Export) -> Iterator[Inputs]:
     """Inputs on which a file is compared: the task's own, other sizes, random batches."""
     yield dict(export.inputs)
-    yield from map(dict, export.others)
+    for other in export.others:
+        yield {name: other[name] for name in export.inputs}  # files take them by position
     base = sizes_of(export, export.inputs)
     places = {
         s: {a for axes in export.dynamic.values() for a, n in axes.items() if n == s} for s in base
@@ -367,7 +365,7 @@ def compared(export: Export, runner: Runner, tolerance: float, what: str) -> flo
     Args:
         export: As `prepared` gives it.
         runner: Runs the file; outputs in their order.
-        tolerance: Largest difference, relative to an output's largest magnitude (at least 1).
+        tolerance: Largest difference, relative to an output's largest magnitude.
         what: What to call the file.
 
     Returns:
@@ -383,7 +381,7 @@ def compared(export: Export, runner: Runner, tolerance: float, what: str) -> flo
         try:
             found = runner(inputs)
         except Exception as error:  # a runtime fails in any way
-            msg = f"{what} does not run on {shapes}: {first_line(error)}"
+            msg = f"{what} does not run on {shapes}: {first_line(error, _LONGEST)}"
             raise ZooError(msg) from error
         for (name, ours), theirs in zip(expected.items(), found, strict=True):
             difference = _difference(ours, theirs)

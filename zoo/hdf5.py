@@ -8,7 +8,7 @@ from pathlib import Path
 
 import h5py
 
-from zoo.errors import DataError
+from zoo.errors import DataError, first_line
 
 _MOST = 160
 # Sizes above which a data set that is a hundred times smaller in the file is taken for a bomb, or
@@ -37,8 +37,8 @@ def opened(path: Path) -> Iterator[h5py.File]:
     except DataError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        msg = f"{path}: cannot be read as HDF5 ({lines[0][:_MOST]}); copy it again or make it anew"
+        told = first_line(error, _MOST)
+        msg = f"{path}: cannot be read as HDF5 ({told}); copy it again or make it anew"
         raise DataError(msg) from None
 
 

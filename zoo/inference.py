@@ -19,7 +19,7 @@ from zoo.loader import reseed
 from zoo.machine import together, workers_for
 from zoo.place import place
 from zoo.progress import Reporter
-from zoo.task import Facts, Record, Split, Task
+from zoo.task import NOTICE, Facts, Record, Split, Task
 from zoo.team import Team
 from zoo.training import opened
 
@@ -89,7 +89,8 @@ def _evaluate(use: _Loaded, split: str, reporter: Reporter) -> tuple[list[dict[s
                 known = ", ".join(splits)
                 msg = f"--split {name}: the data have no such split; splits are {known}"
                 raise ConfigError(msg)
-    out = team.share(evaluation.results_folder(task.config, "eval"))
+        folder = evaluation.results_folder(task.config, "eval")
+    out = team.share(folder)
     rows: list[dict[str, Any]] = []
     results: dict[str, float] = {}
     for name in names:
@@ -142,7 +143,7 @@ def predict_paths(
 
     Raises:
         DataError: A path does not exist or holds nothing the task reads.
-        ZooError: The weights are wrong.
+        ZooError: The weights are wrong, or `predict.out` is no place for a folder.
     """
     for path in paths:
         if not path.exists():
@@ -161,7 +162,8 @@ def _predict(
         split = task.inputs(paths, facts)
         for note in getattr(split, "notes", ()):
             reporter.warn(note)
-    out = team.share(evaluation.results_folder(task.config, "predict"))
+        folder = evaluation.results_folder(task.config, "predict")
+    out = team.share(folder)
     records, written, skipped = evaluation.collect(
         use.fabric,
         task,
@@ -196,8 +198,8 @@ def _closing(
 ) -> None:
     """What is told of all predictions at once."""
     if task.medical:
-        files.write_text(out / "NOTICE.txt", "Research software. Not for diagnosis.\n")
-        reporter.say("Research software. Not for diagnosis.")
+        files.write_text(out / "NOTICE.txt", f"{NOTICE}\n")
+        reporter.say(NOTICE)
     if written:
         reporter.say(f"{len(written)} further files")
     for line in task.remarks(records, facts):

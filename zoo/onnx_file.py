@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from zoo.errors import ZooError
-from zoo.exporting import Inputs, compared, first_line, write_named
+from zoo.errors import ZooError, first_line
+from zoo.exporting import Inputs, compared, write_named
 from zoo.extras import optional
 from zoo.task import Export
 
@@ -28,6 +28,7 @@ TOLERANCE = 1e-4
 NOTES = "zoo"
 """Key of the description in the file's metadata."""
 _PURPOSE = "ONNX files are made by"
+_LONGEST = 300  # characters of what the translator or the runtime says
 
 
 def write_onnx(
@@ -70,7 +71,7 @@ def write_onnx(
     except (ValueError, RuntimeError) as error:  # more than protobuf's 2 GB
         if isinstance(error, ZooError):
             raise
-        msg = f"{path.name} cannot be written: {first_line(error)}"
+        msg = f"{path.name} cannot be written: {first_line(error, _LONGEST)}"
         raise ZooError(msg) from error
     return worst
 
@@ -99,7 +100,7 @@ def _translated(program: ExportedProgram, export: Export) -> Any:
                 verbose=False,
             )
         except Exception as error:  # the translator fails in a hundred ways
-            reason = first_line(error.__cause__ or error)  # type: ignore[arg-type]
+            reason = first_line(error.__cause__ or error, _LONGEST)
             msg = f"the network has no ONNX form: {reason}"
             raise ZooError(msg) from error
 
@@ -139,7 +140,7 @@ def _session(runtime: Any, path: Path) -> Any:
     try:
         return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # a runtime fails in any way
-        msg = f"onnxruntime does not take the file: {first_line(error)}"
+        msg = f"onnxruntime does not take the file: {first_line(error, _LONGEST)}"
         raise ZooError(msg) from error
 
 

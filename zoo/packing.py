@@ -15,7 +15,7 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,10 +31,9 @@ from zoo.errors import ConfigError, ResumeError, ZooError
 from zoo.promotion import Measure, measured
 from zoo.report import number
 from zoo.runs import Run, find
-from zoo.task import Export, Facts, Task
+from zoo.task import NOTICE, Export, Facts, Task
 from zoo.training import make
 
-NOTICE = "Research software. Not for diagnosis."
 _DISTRIBUTION = "zoo-medical-remote-reid"
 _SCRIPTS = Path(__file__).parent / "serving_script"
 _PINNED = ("torch", "numpy", "mlflow")
@@ -145,7 +144,6 @@ def _packed(source: Trained, folder: Path, parts: Path) -> dict[str, Any]:
         reason = ""
         told = exporting.described(export)
         program = exporting.traced(export)
-        program.example_inputs = None  # would be a pickle inside of the file
         notes = {"task": task.config.task, "run": run.name, **told}
         exporting.write_pt2(program, export, parts / "model.pt2", notes)
         example = _example(export)
@@ -238,7 +236,7 @@ def _forget_places(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """MLflow's hints are for those who write such scripts, not for those who publish."""
     logger = logging.getLogger("mlflow")
     before = logger.level

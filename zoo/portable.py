@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from zoo import __version__, files, registry
-from zoo.errors import ConfigError, WeightsError
+from zoo.errors import ConfigError, WeightsError, first_line
 from zoo.task import Facts
 
 FORMAT = 1
@@ -121,7 +121,7 @@ def read(path: Path) -> Portable | None:
     try:
         state = load_file(path)
     except Exception as error:  # a file cut short fails in any way
-        msg = f"{path}: damaged weights file ({_first_line(error)}); fetch it again"
+        msg = f"{path}: damaged weights file ({first_line(error)}); fetch it again"
         raise WeightsError(msg) from error
     told = body.pop("sha256", None)
     if told != _seal(body, state):
@@ -148,7 +148,7 @@ def described(path: Path) -> dict[str, Any] | None:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_ENTRY)
     except Exception as error:  # a damaged header fails in any way
-        msg = f"{path}: not a readable safetensors file ({_first_line(error)})"
+        msg = f"{path}: not a readable safetensors file ({first_line(error)})"
         raise WeightsError(msg) from error
     if text is None:
         return None
@@ -180,10 +180,6 @@ def _seal(body: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
         raw: Any = value.contiguous().reshape(-1).view(torch.uint8).numpy()
         hasher.update(raw)
     return hasher.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 # -- settings that travel -----------------------------------------------------------------------

@@ -20,6 +20,7 @@ from zoo.packing import Trained
 from zoo.progress import Reporter
 from zoo.promotion import CHAMPION, PENDING, PROMOTION, Registry, Verdict
 from zoo.store import LONG, asking
+from zoo.task import NOTICE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -111,7 +112,7 @@ def ensure(client: MlflowClient, source: Trained) -> None:
     from mlflow.exceptions import MlflowException
 
     entry = registry.find(source.task.config.task)[1]
-    notice = f" {packing.NOTICE}" if source.task.medical else ""
+    notice = f" {NOTICE}" if source.task.medical else ""
     tags = {"zoo.task": source.task.config.task}
     tags |= {"zoo.not_for_diagnosis": "true"} if source.task.medical else {}
     try:

@@ -52,6 +52,8 @@ def _why(error: Exception, also: str) -> str:
         only = f"tensors, plain containers and {also}" if also else "tensors and plain containers"
         return f"refused, the pickle wants to load '{refused[1]}'; only {only} are read"
     text = str(error).strip()
+    if "data.pkl" in text:  # a zip that torch.save did not write, such as a .pt2
+        return "holds no weights as torch.save writes them; an exported model cannot be read back"
     if not text or isinstance(error, pickle.UnpicklingError):  # torch's advice here is unsafe
         return "not a readable checkpoint (broken, or not written by torch.save)"
     return f"not a readable checkpoint ({text.splitlines()[0][:200]})"

@@ -37,6 +37,9 @@ Facts = dict[str, Any]
 Metrics = dict[str, float]
 C = TypeVar("C", bound=BaseConfig)
 
+NOTICE = "Research software. Not for diagnosis."
+"""What the outputs of a medical task carry."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -225,7 +228,7 @@ class Task(ABC, Generic[C]):
     Attributes:
         monitor: Metric that selects the best epoch and its direction; None makes the last epoch
             the result.
-        medical: Whether outputs carry the note "not for diagnosis".
+        medical: Whether outputs carry `NOTICE`.
         sample_version: Raised whenever `write_sample` writes something else; names the cached
             sample data set.
         serving: True in `zoo eval` and `zoo predict`, where the weights rest and what they gave
@@ -263,6 +266,11 @@ class Task(ABC, Generic[C]):
             return self.config.data.root
         name = f"{self.config.task}-v{self.sample_version}"
         return written_once(cache_dir() / "samples" / name, self.write_sample)
+
+    def settled(self) -> C:
+        """The configuration with the folder the data are really in."""
+        data = self.config.data.model_copy(update={"root": self.root()})
+        return self.config.model_copy(update={"data": data})
 
     @abstractmethod
     def check(self, deep: bool = False) -> list[Finding]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import data_changes, files
+from zoo.complaints import complaint
 from zoo.config import BaseConfig
 from zoo.errors import TrackingError
 from zoo.privacy import scrubbed, without_credentials
@@ -158,6 +159,7 @@ class _Sender:
         # A server that is away must cost seconds, not MLflow's default of many minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
 
         for name in ("mlflow", "alembic"):
@@ -345,11 +347,16 @@ class _Sender:
         """Mark a resumed run as running again."""
         run_id = self.ensure()
         self.client.update_run(run_id, status="RUNNING")
+        self.mark_changes()
+        self.state.put(closed=None)
+
+    def mark_changes(self) -> None:
+        """Tell that the run's data changed, if they did."""
         changes = data_changes.told(self.run)
         if changes:
+            run_id = self.ensure()
             self._inputs(run_id)
             self.client.set_tag(run_id, "zoo.data_changed", changes)
-        self.state.put(closed=None)
 
 
 class Mirror:
@@ -405,7 +412,7 @@ class Mirror:
                 sender.metrics()
                 self.trouble = ""
             except Exception as error:  # whatever a store throws, training must go on
-                self.trouble = scrubbed(" ".join(str(error).split()))[:300]
+                self.trouble = f"{without_credentials(self._args[2])}: {complaint(error)}"
                 if self._end.is_set():
                     return
                 self._end.wait(_RETRY_SECONDS)
@@ -435,13 +442,16 @@ def sync(run: Run, config: BaseConfig, uri: str) -> str:
     inputs = [DataInput(**d) for d in run.info.get("inputs", [])]
     try:
         sender = _Sender(run, config, uri, inputs)
+        sender.mark_changes()
         sender.close()
         return sender.ensure()
     except Exception as error:
         if isinstance(error, TrackingError):
             raise
-        reason = scrubbed(" ".join(str(error).split()))[:300]
-        msg = f"tracking store {without_credentials(uri)}: {reason}; try `zoo runs sync` later"
+        msg = (
+            f"tracking store {without_credentials(uri)}: {complaint(error)}; "
+            "try `zoo runs sync` later"
+        )
         raise TrackingError(msg) from error
 
 

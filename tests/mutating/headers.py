@@ -137,7 +137,7 @@ def bomb(place: Place, rng: np.random.Generator) -> Damage | None:
 
 def _png_bomb(out: Path, like: Path) -> None:
     side = 12_000
-    packed = zlib.compressobj(9)
+    packed = zlib.compressobj(1)
     row = bytes(1 + side)
     data = b"".join(packed.compress(row * 500) for _ in range(side // 500)) + packed.flush()
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
@@ -190,11 +190,26 @@ def _pt_bomb(out: Path, like: Path) -> None:
                     file.write(bytes(_SIZE // 64))
 
 
+def _dicom_bomb(out: Path, like: Path) -> None:
+    """A radiograph of the deflated transfer syntax with far more pixels than any has."""
+    import pydicom
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    data = pydicom.dcmread(like)
+    data.Rows = data.Columns = 9_000
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit = 15
+    data.PixelData = bytes(2 * data.Rows * data.Columns)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(out)
+
+
 _BOMBS: dict[str, Callable[[Path, Path], None]] = {
     ".png": _png_bomb,
     ".nii.gz": _nifti_bomb,
     ".npz": _npz_bomb,
     ".pt": _pt_bomb,
+    ".dcm": _dicom_bomb,
 }
 
 

@@ -20,13 +20,13 @@ class Slices(ListSplit):
     """One item a slice of the volumes in `paths`."""
 
     def __init__(self, paths: Sequence[Path], batch_size: int) -> None:
-        self.where = [(p, z) for p in paths for z in range(len(load(p)["volume"]))]
-        ids = [f"{p.stem}/{z}" for p, z in self.where]
-        groups = [p.stem.partition("-")[0] for p, _ in self.where]
+        self.slices = [(p, z) for p in paths for z in range(len(load(p)["volume"]))]
+        ids = [f"{p.stem}/{z}" for p, z in self.slices]
+        groups = [p.stem.partition("-")[0] for p, _ in self.slices]
         super().__init__(ids, groups, digest(paths), batch_size=batch_size, shuffle=True)
 
     def item(self, index: int, rng: np.random.Generator) -> Batch:
-        path, z = self.where[index]
+        path, z = self.slices[index]
         body = load(path)
         flip = slice(None, None, -1) if rng.random() < 0.5 else slice(None)
         return {

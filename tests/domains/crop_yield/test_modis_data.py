@@ -71,6 +71,28 @@ def test_past_years_train_and_the_last_is_predicted(store: Path) -> None:
     assert not leakage(splits)
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "is empty"),
+        (b"\x89HDF\r\n\x1a\n", None),
+        (b"\x01\x02\x03", "is no text"),
+        (b"PK\x03\x04", "is no text"),
+    ],
+)
+def test_county_tables_that_are_no_text_are_told(
+    store: Path, body: bytes, told: str | None
+) -> None:
+    (store / "counties.csv").write_bytes(body)
+    if told is None:  # could be text: told, but no reason to stop
+        open_modis(settings(store))
+        lines = [f.line() for f in check_modis(settings(store)) if f.level == "warning"]
+        assert any("counties.csv: no table of counties" in line for line in lines)
+        return
+    with pytest.raises(DataError, match=rf"counties\.csv: {told}"):
+        open_modis(settings(store))
+
+
 def test_years_before_the_predicted_one_alone(store: Path) -> None:
     splits = open_modis(settings(store, year=2010, val_fraction=0))
     assert years_of(splits["train"]) == [2008, 2009]
@@ -86,8 +108,9 @@ def test_future_years_are_refused(store: Path) -> None:
     splits = open_modis(settings(store, year=2010, val_fraction=0))
     later = open_modis(settings(store, year=2012, val_fraction=0))
     mixed = {"train": later["train"], "test": splits["test"]}
-    with pytest.raises(DataError, match="nothing of that year or later may train"):
+    with pytest.raises(DataError, match="nothing of that year or later may train") as caught:
         refuse_future(mixed)
+    assert str(caught.value).startswith(f"{store}: ")
     with pytest.raises(DataError, match="'val' holds county 17001 of 2010"):
         refuse_future({"val": splits["test"], "test": splits["test"]}, "leave_one_year_out")
     refuse_future(splits)
@@ -238,8 +261,12 @@ def test_damaged_stores_are_one_line(store: Path, tmp_path: Path) -> None:
     objects = tmp_path / "objects" / "histogram_all_full.npz"
     objects.parent.mkdir()
     published(objects, output_index=np.zeros((70, 3)))
-    with pytest.raises(DataError, match="rows alike"):
+    with pytest.raises(DataError, match=r"output_index is \(70, 3\), expected \(70, 2\)"):
         open_store(objects)
+    for shaped in (np.float64(2010), np.full((1, 70), 2010.0), np.full(69, 2010.0)):
+        published(objects, output_year=shaped)
+        with pytest.raises(DataError, match=r"output_year is \(.*\), expected \(70,\)"):
+            open_modis(settings(objects))
     objects.write_bytes(objects.read_bytes()[:5000])
     with pytest.raises(DataError, match="is no npz file"):
         open_store(objects)

@@ -324,11 +324,16 @@ def test_an_index_that_trains_on_the_future_is_refused(tmp_path: Path) -> None:
     write_tree(tmp_path)
     test = [record(c, 2021) for c in FIPS]
     write_index(tmp_path, [record(c, 2022) for c in FIPS], test)
-    with pytest.raises(DataError, match="training holds 2022, which is not before the test, 2021"):
+    told = r"soybean_train\.json, record 1: training holds 2022, which is not before the test, 2021"
+    with pytest.raises(DataError, match=told):
         open_(tmp_path)
     assert open_(tmp_path, protocol="leave_one_year_out")
     write_index(tmp_path, [record(c, 2020) for c in FIPS] + test[:1], test)
-    with pytest.raises(DataError, match="1 county-years both train and test: 2021/01001"):
+    told = (
+        r"soybean_train\.json, record 4 and .*json, record 1: 1 county-years both train and test: "
+        "2021/01001"
+    )
+    with pytest.raises(DataError, match=told):
         open_(tmp_path, protocol="leave_one_year_out")
 
 
@@ -431,6 +436,7 @@ def test_a_missing_quarter_is_told(tmp_path: Path) -> None:
     write_index(tmp_path, [record("17001", y) for y in (2020, 2021)], [record("17001", 2022)])
     (error,) = lines(tmp_path, "error")
     assert "2021-07-01_2021-09-30.h5' of county 17001 in 2021 is not there" in error
+    assert "soybean_train.json, record 2: " in error
 
 
 def test_a_county_an_index_names_and_no_file_has_is_told(tmp_path: Path) -> None:

@@ -68,8 +68,3 @@ def test_attention_is_written_as_a_picture(tmp_path: Path) -> None:
     with Image.open(found) as image:
         assert image.width > image.height / 2
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
-
-
-def test_names_are_shown_as_they_are() -> None:
-    assert figures.shortened("a$b") == r"a\$b"
-    assert figures.shortened("x" * 50, 10) == "…" + "x" * 9

@@ -266,6 +266,23 @@ def test_msmt17_lists_name_missing_images(tmp_path: Path) -> None:
     assert len(found.entries) == 6
 
 
+def test_images_listed_twice_are_told_by_their_list(tmp_path: Path) -> None:
+    write_msmt17(tmp_path)
+    count = len(look(tmp_path).entries)
+    first = MSMT17["list_train.txt"][0]
+    for list_ in ("list_train.txt", "list_val.txt"):  # both train
+        path = tmp_path / list_
+        sound = path.read_text()
+        path.write_text(f"{sound}{first}\n")
+        found = look(tmp_path)
+        (finding,) = found.findings
+        assert finding.where == str(path)
+        assert "images of 'train' are listed twice: " in finding.what
+        assert Path(first.split(" ")[0]).name in finding.what
+        assert len(found.entries) == count
+        path.write_text(sound)
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

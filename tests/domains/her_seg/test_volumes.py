@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,15 @@ def test_a_window_wins_and_what_is_not_finite_is_dark() -> None:
     assert not shown_of(np.full((2, 3, 3, 1), 5.0)).any()
     with pytest.raises(DataError, match="no voxel is a finite number"):
         shown_of(np.full((1, 2, 2, 1), np.nan))
+
+
+def test_absurd_intensities_are_told_and_beyond_float32_are_dark() -> None:
+    values = np.array([0.0, 1, 2, 3e38, -3e38, 1e300]).reshape(1, 1, 6, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match=r"x: intensities from .* are no scanner's"):
+            shown_of(values)
+        assert shown_of(values, (0, 2)).ravel().tolist() == [0, 0.5, 1, 1, 0, 0]
 
 
 def test_percentiles_of_large_volumes_are_taken_of_some_voxels(

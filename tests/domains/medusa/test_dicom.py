@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from zoo.domains.medical import dicom
 from zoo.errors import ConfigError, DataError
@@ -131,6 +133,49 @@ def test_negative_values_are_not_wrapped(path: Path) -> None:
     assert made[0] == 0
     assert made[-1] == 255
     assert (np.diff(made.astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("polarity", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("settings", [{}, {"WindowCenter": -40, "WindowWidth": 2000}])
+@pytest.mark.parametrize("rescale", [(1, 0), (2, -1000)])
+def test_a_picture_in_bands_is_the_whole_one(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    polarity: str,
+    settings: dict[str, int],
+    rescale: tuple[int, int],
+) -> None:
+    # Only the last rows have negative values, and the range of each band is another.
+    stored = (31 * np.arange(48 * 40) - 100).reshape(48, 40)[::-1].astype(np.int16)
+    settings = settings | {"RescaleSlope": rescale[0], "RescaleIntercept": rescale[1]}
+    whole = shown(path, stored, PhotometricInterpretation=polarity, **settings)
+    assert len(np.unique(whole)) > 5
+    monkeypatch.setattr(dicom, "_AT_ONCE", 7 * 40)
+    np.testing.assert_array_equal(dicom.read_uint8(path)[0], whole)
+
+
+def _deflated(path: Path, side: int) -> Path:
+    write_dicom(path, np.arange(side * side, dtype=np.uint16).reshape(side, side))
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(path)
+    return path
+
+
+def test_deflated_files_are_read_as_far_as_they_are_no_bombs(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.arange(40 * 40).reshape(40, 40) / (40 * 40 - 1)
+    expected = (255.0 * values).astype(np.uint8)
+    np.testing.assert_array_equal(dicom.read_uint8(_deflated(path, 40))[0], expected)
+    monkeypatch.setattr(dicom, "_MOST_UNPACKED", 2 * 40 * 40)  # and there is a header as well
+    for read in (dicom.read_uint8, dicom.read_header):
+        with pytest.raises(DataError, match=r"image\.dcm: unpacks to more than any radiograph"):
+            read(path)
+    # Cut off, it is damaged, not large.
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match="breaks off or is damaged"):
+        dicom.read_header(path)
 
 
 def test_one_value_gives_zeros(path: Path) -> None:

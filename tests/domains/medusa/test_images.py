@@ -1,9 +1,12 @@
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from tests.mutating.watch import Memory
 from zoo.domains.medical.medusa.images import (
     Preprocessing,
     Raster,
@@ -102,7 +105,54 @@ def test_damaged_inside(tmp_path: Path) -> None:
     body = bytearray(path.read_bytes())
     body[20:24] = b"\xff\xff\xff\xff"  # the height
     path.write_bytes(bytes(body))
-    error(path, "cannot be decoded")
+    error(path, "the header claims 40 x 4294967295 pixels")
+
+
+SIDE = 6000  # 36 megapixels, as many as are let in
+
+
+@pytest.fixture(scope="module")
+def large() -> np.ndarray:
+    """Grey, but for a corner in the last rows."""
+    ramp = np.arange(SIDE, dtype=np.uint8)
+    colour = np.repeat((ramp[:, None] ^ ramp)[..., None], 3, axis=2)
+    colour[-16:, -16:] = (10, 20, 200)
+    return colour
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "grey.png", "16bit.png"])
+def test_the_largest_picture_takes_few_copies(tmp_path: Path, name: str, large: np.ndarray) -> None:
+    image = large if name.startswith("a.") else large[..., 0]
+    if name.startswith("16"):
+        image = image.astype(np.uint16) * 257
+    path = write_image(tmp_path / name, image)
+    load(write_image(tmp_path / "small.png", picture()))  # libraries are loaded
+    with Memory() as memory:
+        raster = load(path)
+    assert (raster.colour is None) == (name != "a.png" and name != "a.jpg")
+    assert raster.grey.shape == (SIDE, SIDE)
+    # Colour and grey, and a little: decoders have no more than that at a time.
+    assert memory.grown < 8 * SIDE * SIDE
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_headers_of_any_size_are_refused_before_decoding(tmp_path: Path, name: str) -> None:
+    path = write_image(tmp_path / name, picture())
+    sound = path.read_bytes()
+    for width, height in ((6001, 6000), (30_000, 30_000), (65_500, 65_500)):
+        body = bytearray(sound)
+        if name == "a.png":
+            body[16:24] = struct.pack(">II", width, height)
+            body[29:33] = struct.pack(">I", zlib.crc32(body[12:29]))
+        else:
+            at = body.find(b"\xff\xc0")
+            body[at + 5 : at + 9] = struct.pack(">HH", height, width)
+            # Garbage and padding between markers, over which decoders go.
+            body[at:at] = b"\x00\x10\xff\xff\xff\x01\xff\x00"
+        path.write_bytes(bytes(body))
+        with Memory() as memory:
+            error(path, f"the header claims {width} x {height} pixels")
+        assert memory.grown < 2**25
 
 
 def test_what_is_no_image(tmp_path: Path) -> None:

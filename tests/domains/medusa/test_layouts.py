@@ -119,6 +119,16 @@ def test_covidx_metadata_by_file_and_by_patient(tmp_path: Path) -> None:
     assert any("broken.csv" in line for line in findings_of(tmp_path, "warning"))
 
 
+@pytest.mark.parametrize("body", ["\xa7\xd8;~\n\xfe", "first,second\n1,2\n", ""])
+def test_metadata_without_any_known_column_are_told(tmp_path: Path, body: str) -> None:
+    write_covidx(tmp_path, ROWS)
+    (tmp_path / "labels.csv").write_text("filename,finding\na.png,COVID-19\n")
+    (tmp_path / "metadata.csv").write_text(body, encoding="iso-8859-1")
+    (line,) = (x for x in findings_of(tmp_path, "warning") if ".csv" in x)
+    assert line.startswith(f"{tmp_path / 'metadata.csv'}: ")
+    assert "subgroups are not known" in line
+
+
 def test_missing_files_are_one_line(tmp_path: Path) -> None:
     lost = [f"train-{i}.png" for i in range(5)]
     write_covidx(tmp_path, ROWS, missing=lost)

@@ -7,6 +7,7 @@ from scipy.stats import binomtest
 from sklearn import metrics as sk
 from torchmetrics.functional import classification as tm
 
+from zoo.domains.medical.decisions import confusion_matrix
 from zoo.domains.medical.medusa import metrics
 
 
@@ -67,7 +68,7 @@ def test_calibration_of_the_class_that_counts_as_positive() -> None:
 
 
 def test_absent_classes_are_zero_and_keep_their_place() -> None:
-    table = metrics.confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 3)
+    table = confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 3)
     assert table.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert metrics.sensitivity(table).tolist() == [0.5, 1.0, 0.0]
     assert metrics.ppv(table).tolist() == [1.0, 0.5, 0.0]
@@ -85,7 +86,7 @@ def test_areas_of_one_class_alone_are_undefined() -> None:
 
 def test_numbers_that_are_no_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="0 to 1, got -1 to 1"):
-        metrics.confusion_matrix(np.array([-1, 1]), np.array([0, 1]), 2)
+        confusion_matrix(np.array([-1, 1]), np.array([0, 1]), 2)
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,3 @@ def test_the_variant_of_stere_is_told(count: int, told: str) -> None:
 def test_nothing_is_said_of_a_training_where_there_was_none() -> None:
     config = configure(predict={"foreign": "somewhere"})
     assert "trained on" not in figures.protocol([record(0)], config)
-
-
-def test_names_are_shown_as_they_are() -> None:
-    assert figures.shortened("_x") == " _x"
-    assert figures.shortened("a$b") == r"a\$b"
-    assert figures.shortened("x" * 40, 10) == "…" + "x" * 9

@@ -637,6 +637,8 @@ def test_pickles_are_refused(tmp_path: Path, slides: list[Slide]) -> None:
     one_error(tmp_path, path.name, "holds dict")
     torch.save(torch.zeros(2, 32, dtype=torch.int64), path)
     one_error(tmp_path, path.name, "int64")
+    torch.save(torch.zeros(1, 1).expand(1_000_000, 32), path)
+    one_error(tmp_path, path.name, "claims 32000000 values, of which the file holds 1;")
     torch.save(torch.zeros(2, 32), path)
     path.write_bytes(path.read_bytes()[:-200])
     one_error(tmp_path, path.name)
@@ -655,6 +657,9 @@ def test_leakage_of_patients(clam: Path, slides: list[Slide]) -> None:
     assert len(errors) == 1
     assert "both 'train' and 'test'" in errors[0]
     assert "shared_patient" in errors[0]
+    # Both are named: which of the two is wrong cannot be known.
+    assert "sample.csv" in errors[0]
+    assert "splits_0.csv" in errors[0]
 
 
 def test_check_of_a_missing_data_set(tmp_path: Path) -> None:

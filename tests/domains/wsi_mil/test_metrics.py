@@ -6,6 +6,7 @@ import torch
 from sklearn import metrics as sk
 from torchmetrics.functional import classification as tm
 
+from zoo.domains.medical.decisions import confusion_matrix
 from zoo.domains.medical.wsi_mil import metrics
 
 RNG = np.random.default_rng(0)
@@ -28,7 +29,7 @@ CASES = [(2, 40, False), (3, 60, False), (7, 90, False), (2, 40, True), (4, 80, 
 def test_against_scikit_learn(classes: int, count: int, tied: bool) -> None:
     labels, probabilities = sample(classes, count, tied)
     predictions = probabilities.argmax(1)
-    table = metrics.confusion_matrix(labels, predictions, classes)
+    table = confusion_matrix(labels, predictions, classes)
     figures = metrics.slide_metrics(labels, probabilities)
     areas = [sk.roc_auc_score(labels == c, probabilities[:, c]) for c in range(classes)]
     assert (table == sk.confusion_matrix(labels, predictions)).all()
@@ -49,7 +50,7 @@ def test_against_scikit_learn(classes: int, count: int, tied: bool) -> None:
 def test_against_torchmetrics(classes: int, count: int, tied: bool) -> None:
     labels, probabilities = sample(classes, count, tied)
     truth, scores = torch.from_numpy(labels), torch.from_numpy(probabilities)
-    table = metrics.confusion_matrix(labels, probabilities.argmax(1), classes)
+    table = confusion_matrix(labels, probabilities.argmax(1), classes)
     ours = [
         metrics.auc(labels, probabilities, "zero"),
         metrics.f1_macro(table),
@@ -81,7 +82,7 @@ def test_an_absent_class_is_skipped_or_counts_zero() -> None:
     assert metrics.auc(labels, probabilities) == pytest.approx(np.mean(areas))
     assert metrics.auc(labels, probabilities, "zero") == pytest.approx(np.sum(areas) / 3)
     assert np.isnan(metrics.auc_per_class(labels, probabilities)[2])
-    table = metrics.confusion_matrix(labels, probabilities.argmax(1), 3)
+    table = confusion_matrix(labels, probabilities.argmax(1), 3)
     assert table[:, 2].any()  # predicted, though absent
     recalls = metrics.recall_per_class(table)
     assert np.isnan(recalls[2])
@@ -92,14 +93,14 @@ def test_an_absent_class_is_skipped_or_counts_zero() -> None:
 def test_undefined_figures_are_nan() -> None:
     labels, probabilities = np.zeros(4, int), np.full((4, 2), 0.5)
     assert np.isnan(metrics.auc(labels, probabilities))
-    assert np.isnan(metrics.quadratic_kappa(metrics.confusion_matrix(labels, labels, 2)))
+    assert np.isnan(metrics.quadratic_kappa(confusion_matrix(labels, labels, 2)))
     empty = metrics.slide_metrics(np.zeros(0, int), np.zeros((0, 2)))
     assert all(np.isnan(value) for value in empty.values())
 
 
 def test_ordered_classes_keep_their_distance_when_one_is_missing() -> None:
     labels, predictions = np.array([0, 0, 2, 2, 0]), np.array([0, 2, 2, 2, 0])
-    table = metrics.confusion_matrix(labels, predictions, 3)
+    table = confusion_matrix(labels, predictions, 3)
     expected = sk.cohen_kappa_score(labels, predictions, labels=[0, 1, 2], weights="quadratic")
     assert metrics.quadratic_kappa(table) == pytest.approx(expected)
 
@@ -112,7 +113,7 @@ def test_calibration_of_certain_predictions() -> None:
 
 def test_labels_that_are_no_classes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"0 to 1, got -1 to 1"):
-        metrics.confusion_matrix(np.array([-1, 1]), np.array([0, 1]), 2)
+        confusion_matrix(np.array([-1, 1]), np.array([0, 1]), 2)
 
 
 def test_instance_auc() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,12 @@ FRONTAL = ("AP", "PA")
 _ENDINGS = (".dcm", ".dicom", ".dic", ".ima")
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 # More than any radiograph has; a header may claim anything.
-_MOST_PIXELS = 10**8
+_MOST_PIXELS = 36 * 10**6
+# What the deflated part of a file may unpack to, in bytes: such a picture of 32 bit.
+_MOST_UNPACKED = 4 * _MOST_PIXELS
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+# Pixels windowed at a time: in between each takes some 40 bytes.
+_AT_ONCE = 1 << 21
 # What pydicom and the decoders raise on files that are not what they say.
 _FAULTS = (
     ArithmeticError,
@@ -42,6 +48,7 @@ _FAULTS = (
     TypeError,
     ValueError,
     struct.error,
+    zlib.error,
 )
 
 
@@ -116,9 +123,12 @@ def read(path: Path, *, pixels: bool = True) -> Dataset:
         raise DataError(msg)
     try:
         with _quiet():
+            _look_unpacked(path)
             dataset: Dataset = library.dcmread(path, stop_before_pixels=not pixels)
             # Elements are decoded on access; a header that breaks off must be told here.
             _ = header_of(dataset)
+    except DataError:
+        raise
     except library.errors.InvalidDicomError:
         msg = f"{path}: not a DICOM file (no DICM mark after the preamble)"
         raise DataError(msg) from None
@@ -132,6 +142,28 @@ def read(path: Path, *, pixels: bool = True) -> Dataset:
         msg = f"{path}: the DICOM file holds no image, or breaks off in its header"
         raise DataError(msg)
     return dataset
+
+
+def _look_unpacked(path: Path) -> None:
+    """Refuse a deflated file that unpacks to more than a radiograph (PS3.5 A.5), a bomb.
+
+    pydicom unpacks it whole, whatever is wanted of it.
+    """
+    with path.open("rb") as file:
+        head = file.read(1 << 17)
+        if _DEFLATED not in head:
+            return
+        # The group of file meta information begins with its length; what follows is deflated.
+        (length,) = struct.unpack_from("<I", head, 140)
+        file.seek(144 + length)
+        inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        rest = file.read(1 << 16)
+        while rest and not inflate.eof:
+            size += len(inflate.decompress(rest, 1 << 20))
+            if size > _MOST_UNPACKED:
+                msg = f"{path}: unpacks to more than any radiograph has; export it again"
+                raise DataError(msg)
+            rest = inflate.unconsumed_tail or file.read(1 << 16)
 
 
 def read_header(path: Path) -> Header:
@@ -236,9 +268,12 @@ def rescaled(dataset: Dataset) -> NDArray[Any]:
     Raises:
         DataError: As `stored`, or a modality LUT that cannot be applied.
     """
+    return _rescaled(stored(dataset), dataset)
+
+
+def _rescaled(values: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
     from pydicom.pixels import apply_modality_lut
 
-    values = stored(dataset)
     try:
         with _quiet():
             return apply_modality_lut(values, dataset)
@@ -263,29 +298,48 @@ def to_uint8(dataset: Dataset) -> NDArray[np.uint8]:
         DataError: As `rescaled`, or a window that cannot be applied.
     """
     inverted = header_of(dataset).photometric == "MONOCHROME1"
-    if stored(dataset).dtype == np.uint8:
-        plain: NDArray[np.uint8] = stored(dataset)
-        return 255 - plain if inverted else plain.copy()
-    shown = _windowed(_whole_numbers(rescaled(dataset), dataset), dataset).astype(np.float64)
-    if not np.isfinite(shown).all():
-        msg = "its rescale values or window give values that are not finite"
-        raise DataError(msg)
-    low, high = shown.min(), shown.max()
+    values = stored(dataset)
+    if values.dtype == np.uint8:
+        return 255 - values if inverted else values.copy()
+    # In bands of rows, twice: for the range, then for the picture. A whole one takes too much.
+    rows = max(1, _AT_ONCE // values.shape[1])
+    bands = [slice(top, top + rows) for top in range(0, len(values), rows)]
+    negative = bool(values.min() < 0)
+    shown = _shown(values[bands[0]], dataset, negative)
+    ranges = [(shown.min(), shown.max())]
+    for band in bands[1:]:
+        shown = _shown(values[band], dataset, negative)
+        ranges.append((shown.min(), shown.max()))
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    picture = np.zeros(values.shape, np.uint8)
     if low == high:
-        return np.zeros(shown.shape, np.uint8)
-    spread = (shown - low) / (high - low)
-    if inverted:
-        spread = 1.0 - spread
-    picture: NDArray[np.uint8] = (255.0 * spread).astype(np.uint8)
+        return picture
+    for band in bands:
+        if len(bands) > 1:
+            shown = _shown(values[band], dataset, negative)
+        spread = (shown - low) / (high - low)
+        if inverted:
+            spread = 1.0 - spread
+        picture[band] = (255.0 * spread).astype(np.uint8)
     return picture
 
 
-def _whole_numbers(values: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+def _shown(values: NDArray[Any], dataset: Dataset, negative: bool) -> NDArray[np.float64]:
+    """Stored values, rescaled and windowed; `negative`: whether any of the image is."""
+    scaled = _whole_numbers(_rescaled(values, dataset), dataset, negative)
+    shown = _windowed(scaled, dataset).astype(np.float64)
+    if not np.isfinite(shown).all():
+        msg = "its rescale values or window give values that are not finite"
+        raise DataError(msg)
+    return shown
+
+
+def _whole_numbers(values: NDArray[Any], dataset: Dataset, negative: bool) -> NDArray[Any]:
     """Values that a rescale by 1 and 0 made float are integers again, as lookup tables need."""
     same = dataset.get("RescaleSlope", 1) == 1 and dataset.get("RescaleIntercept", 0) == 0
     if values.dtype != np.float64 or not same:
         return values
-    whole: NDArray[Any] = values.astype(np.int32 if values.min() < 0 else np.uint16)
+    whole: NDArray[Any] = values.astype(np.int32 if negative else np.uint16)
     return whole
 
 

@@ -24,7 +24,7 @@ from zoo.domains.medical.her_seg.masks import Coding, read_mask
 from zoo.domains.medical.her_seg.nifti import whole_numbers
 from zoo.domains.medical.her_seg.volume_stack import indices
 from zoo.domains.medical.her_seg.writers import write_mask
-from zoo.errors import DataError
+from zoo.errors import DataError, first_line
 from zoo.images import opened
 from zoo.task import Finding
 
@@ -281,8 +281,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     except DataError:
         raise
     except _FAULTS as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        msg = f"{path}: cannot be read as npz ({reason[:120]}); make it anew"
+        msg = f"{path}: cannot be read as npz ({first_line(error, 120)}); make it anew"
         raise DataError(msg) from None
     if "image" not in found or any(a.ndim != 2 or not a.size for a in found.values()):
         msg = f"{path}: expected 'image' and 'label', each (H, W)"

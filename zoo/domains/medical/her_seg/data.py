@@ -14,6 +14,7 @@ from zoo.domains.medical.her_seg.inputs import inputs
 from zoo.domains.medical.her_seg.split import EvalSplit, StackSplit, TrainSplit
 from zoo.domains.medical.her_seg.survey import Survey, describe, survey
 from zoo.errors import DataError
+from zoo.surveying import errors_first
 from zoo.task import Facts, Finding, Split
 
 __all__ = [
@@ -69,8 +70,7 @@ def check(config: Config, deep: bool = True, found: Survey | None = None) -> lis
         return [Finding("error", str(error))]
     whole = {name: EvalSplit(cases, found.digests) for name, cases in found.parts.items()}
     findings = [*found.findings, *leakage(cast("dict[str, Split]", whole)), *describe(found)]
-    rank = {"error": 0, "warning": 1, "info": 2}
-    return sorted(findings, key=lambda f: rank[f.level])
+    return errors_first(findings)
 
 
 def facts_of(train: Split) -> Facts:

@@ -13,6 +13,8 @@ from zoo.errors import DataError
 _BACKGROUND = 0.05
 # Percentiles of larger volumes are taken of every n-th voxel.
 _MOST = 2**24
+# Far above what scanners give, and so far below the range of float32 that differences fit into it.
+_LARGEST = 1e30
 
 Limits = tuple[float, float]
 
@@ -38,7 +40,8 @@ def limits(
         where: The file, for messages.
 
     Raises:
-        DataError: No voxel of a channel is finite.
+        DataError: No voxel of a channel is finite, or what would become 0 and 1 is absurd, as with
+            a damaged slope.
     """
     found = []
     for c in range(values.shape[-1]):
@@ -49,7 +52,14 @@ def limits(
         if not channel.size:
             msg = f"{where}: no voxel is a finite number; export the volume again"
             raise DataError(msg)
-        found.append(window or span or _percentiles(channel, percentiles))
+        ends = window or span or _percentiles(channel, percentiles)
+        if not max(map(abs, ends)) < _LARGEST:
+            msg = (
+                f"{where}: intensities from {ends[0]:g} to {ends[1]:g} are no scanner's; export "
+                "the volume again, or set data.window"
+            )
+            raise DataError(msg)
+        found.append(ends)
     return found
 
 
@@ -76,7 +86,8 @@ def scaled(values: np.ndarray, ends: Sequence[Limits]) -> np.ndarray:
     out = np.zeros(values.shape, np.float32)
     for c, (low, high) in enumerate(ends):
         if high > low:
-            plane = values[..., c].astype(np.float32)
+            with np.errstate(over="ignore"):  # beyond float32 is infinite, and becomes 0
+                plane = values[..., c].astype(np.float32)
             shown = np.clip((plane - np.float32(low)) / np.float32(high - low), 0, 1)
             out[..., c] = np.where(np.isfinite(plane), shown, 0)
     return out

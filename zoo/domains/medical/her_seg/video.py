@@ -19,7 +19,7 @@ from zoo.domains.medical.her_seg.arrays import H5Source, NpzSource, SlicesSource
 from zoo.domains.medical.her_seg.cases import Case, Classes, natural, part_of, sorted_paths
 from zoo.domains.medical.her_seg.clip_stack import ClipStack, FolderFrames, Frames
 from zoo.domains.medical.her_seg.config import Config
-from zoo.domains.medical.her_seg.images import IMAGE_SUFFIXES
+from zoo.domains.medical.her_seg.images import IMAGE_SUFFIXES, stems
 from zoo.domains.medical.her_seg.masks import Coding, coding_of
 from zoo.domains.medical.her_seg.nifti import NiftiSource, is_nifti, stem_of
 from zoo.domains.medical.her_seg.nnunet import all_channels, group_channels
@@ -124,10 +124,9 @@ def _frame_clips(root: Path) -> dict[str, Clip]:
             truths = [p for p in pictures if is_label(p.stem)]
             pictures = [p for p in pictures if not is_label(p.stem)] or pictures
             truths = truths if len(truths) < len(pictures) + len(truths) else []
-        _told_apart(pictures)
-        _told_apart(truths)
+        stems(pictures)  # no two may share one
         name = "/".join(key) or root.resolve().name
-        found[name] = FolderFrames(pictures), {p.stem: p for p in truths}, None
+        found[name] = FolderFrames(pictures), stems(truths), None
     return found
 
 
@@ -154,15 +153,6 @@ def _frame_folders(root: Path) -> tuple[dict[Key, Path], dict[Key, Path]]:
 def _pictures(folder: Path) -> list[Path]:
     kept = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()]
     return sorted_paths([p for p in kept if not p.name.startswith(".")])
-
-
-def _told_apart(paths: Sequence[Path]) -> None:
-    seen: dict[str, Path] = {}
-    for path in paths:
-        other = seen.setdefault(path.stem, path)
-        if other is not path:
-            msg = f"{path} and {other.name} have the same stem; delete or rename one of them"
-            raise DataError(msg)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -210,9 +200,7 @@ def _masks_of(video: Path, folders: Sequence[Path], root: Path) -> dict[str, Pat
     for folder in folders:
         own = _TAIL.sub("", folder.name) == video.stem
         if own and (_below_labels(folder, root) or folder.parent == video.parent):
-            pictures = _pictures(folder)
-            _told_apart(pictures)
-            return {p.stem: p for p in pictures}
+            return stems(_pictures(folder))
     return {}
 
 
@@ -285,7 +273,7 @@ def _of_path(path: Path, config: Config, coding: Coding, kind: str) -> list[Stac
         source = SlicesSource(tuple(pictures), None, coding)
         return [_volume(path.resolve().name, source, config, coding)]
     if pictures and not is_tiff_stack(pictures[0]):
-        _told_apart(pictures)
+        stems(pictures)  # no two may share one
         return [_clip(path.resolve().name, FolderFrames(pictures), config, coding)]
     stacks = [s for p in found if _readable(p) for s in _of_path(p, config, coding, kind)]
     if not stacks:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from zoo.domains.medical.decisions import confusion_matrix
 from zoo.domains.medical.medusa.metrics import (
     accuracy,
     at_point,
     auc,
-    confusion_matrix,
     ppv,
     sensitivity,
     slugs,

@@ -41,6 +41,7 @@ from zoo.domains.medical.medusa.layouts import find, recognise
 from zoo.domains.medical.medusa.sampler import balanced_batches
 from zoo.domains.medical.medusa.survey import Survey, aliases, confounded, describe, survey
 from zoo.errors import DataError
+from zoo.surveying import errors_first
 from zoo.task import Batch, Facts, Finding, Split
 
 __all__ = [
@@ -310,8 +311,7 @@ def check(config: Config, deep: bool = True, found: Survey | None = None) -> lis
     findings = [*found.findings, *describe(found)]
     if not any(f.level == "error" for f in findings):
         findings += leakage(cast("dict[str, Split]", splits))
-    rank = {"error": 0, "warning": 1, "info": 2}
-    return sorted(findings, key=lambda f: rank[f.level])
+    return errors_first(findings)
 
 
 def available_folds(config: Config) -> list[int]:

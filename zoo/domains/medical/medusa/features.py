@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import ConfigError, WeightsError
+from zoo.errors import ConfigError, WeightsError, first_line
 
 SCALES = 4
 
@@ -96,7 +96,7 @@ def _cut(name: str, **options: Any) -> Any:
     except (RuntimeError, AssertionError, AttributeError) as error:
         if options:
             raise
-        msg = f"model.backbone='{name}': timm cannot give its feature levels ({_line(error)})"
+        msg = f"model.backbone='{name}': timm cannot give its feature levels ({first_line(error)})"
         raise ConfigError(msg) from error
     levels: Any = made.return_layers if isinstance(made, FeatureListNet) else ()
     if len(levels) < SCALES or getattr(made.output_fmt, "value", "") != "NCHW":
@@ -129,7 +129,7 @@ def load_features(backbone: TimmBackbone, name: str, path: Path) -> None:
                 torch.manual_seed(seed)
                 net = _cut(name, pretrained_cfg_overlay={"file": str(path)})
         except Exception as error:  # broken files fail in any way
-            msg = f"model.backbone_init: {path}: not weights of {name} ({_line(error)})"
+            msg = f"model.backbone_init: {path}: not weights of {name} ({first_line(error)})"
             raise WeightsError(msg) from error
         filled.append(net.state_dict())
     # timm leaves at random what a file does not hold: there, two networks differ.
@@ -138,7 +138,3 @@ def load_features(backbone: TimmBackbone, name: str, path: Path) -> None:
         msg = f"model.backbone_init: {path}: not weights of {name} (no {bare[0]})"
         raise WeightsError(msg)
     backbone.features.load_state_dict(filled[0])
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from zoo.domains.medical.medusa.recompute import recomputes
+from zoo.domains.medical.recomputing import may_recompute
 from zoo.kernels import BroadcastGate, legacy_resize
 
 Activation = Literal["none", "sigmoid", "tanh"]
@@ -144,7 +144,7 @@ class ScaleHead(BroadcastGate):
         bias = conv.bias
         assert bias is not None
         one, small = bias + 1, self.resized(level, size)
-        if recomputes(x):
+        if may_recompute(x):
             made: Tensor = _Gate.apply(x, small, conv.weight, one, step)
             return made
         return _thinned(x, step) * functional.conv2d(small, conv.weight, one, step, conv.padding)

@@ -8,8 +8,8 @@ colour image gives (PNG truncates, JPEG has its luma stored).
 
 from __future__ import annotations
 
-import io
 import os
+import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +29,12 @@ _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _TAIL = 4096
 # More than any radiograph has; a header may claim anything.
 _MOST_PIXELS = 36 * 10**6
+# Marker codes of JPEG that begin a frame, whose header has the size (ITU T.81, table B.1).
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Marker codes of JPEG without a length: TEM, restarts, start of image.
+_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+# Rows compared at a time, so that a large picture needs no second one beside it.
+_BAND = 256
 # A 16-bit file that uses fewer levels than these turns nearly black when its low byte is dropped.
 _LEAST_16_BIT = 1 << 13
 
@@ -187,22 +193,49 @@ def _decode(path: Path) -> Raster:
     if body.startswith(_PNG) and body[24:25] == b"\x10":
         _refuse_dark_16_bit(path, cv2, coded)
     colour = _imdecode(path, cv2, coded, cv2.IMREAD_COLOR)
-    if (colour == colour[..., :1]).all():
+    if _is_grey(colour):
         return Raster(np.ascontiguousarray(colour[..., 0]))
     return Raster(_imdecode(path, cv2, coded, cv2.IMREAD_GRAYSCALE), colour)
 
 
+def _is_grey(colour: Bytes) -> bool:
+    bands = (colour[top : top + _BAND] for top in range(0, len(colour), _BAND))
+    return all((band == band[..., :1]).all() for band in bands)
+
+
 def _look_size(path: Path, body: bytes) -> None:
     """Refuse headers that claim more than a radiograph has: OpenCV would make room for it."""
-    images = extras.optional("PIL.Image", "image headers are read by", "medical")
-    try:
-        with images.open(io.BytesIO(body), formats=("PNG", "JPEG")) as image:
-            width, height = image.size
-    except Exception:  # told when it is decoded
-        return
+    width, height = _png_size(body) if body.startswith(_PNG) else _jpeg_size(body)
     if width * height > _MOST_PIXELS:
         msg = f"{path}: the header claims {width} x {height} pixels, more than any radiograph has"
         raise DataError(msg)
+
+
+def _png_size(body: bytes) -> tuple[int, int]:
+    """Width and height in pixels, (0, 0) without a header; what is damaged is told by decoding."""
+    if len(body) < 24 or body[12:16] != b"IHDR":
+        return 0, 0
+    width, height = struct.unpack_from(">II", body, 16)
+    return width, height
+
+
+def _jpeg_size(body: bytes) -> tuple[int, int]:
+    """As `_png_size`: of the first frame, found as decoders find it, over whatever lies between."""
+    at = 2
+    while True:
+        at = body.find(b"\xff", at)
+        if at < 0 or at + 9 > len(body):
+            return 0, 0
+        code = body[at + 1]
+        if code in _FRAMES:
+            height, width = struct.unpack_from(">HH", body, at + 5)
+            return width, height
+        if code == 0xFF:  # padding before a marker
+            at += 1
+        elif code == 0 or code in _BARE:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(body[at + 2 : at + 4], "big")
 
 
 def _imdecode(path: Path, cv2: Any, coded: Bytes, how: int) -> Bytes:

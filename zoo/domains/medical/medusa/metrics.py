@@ -15,30 +15,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.stats import norm
+
+from zoo.domains.medical.decisions import IntArray, binary_auc, confusion_matrix
 
 FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 BINS = 10
 
 
 # -- decisions ----------------------------------------------------------------------------------
-
-
-def confusion_matrix(labels: NDArray[Any], predictions: NDArray[Any], classes: int) -> IntArray:
-    """(K, K) counts, row = truth, column = prediction; absent classes keep their row and column.
-
-    Raises:
-        ValueError: A label or prediction is not a class number.
-    """
-    labels, predictions = np.asarray(labels, np.int64), np.asarray(predictions, np.int64)
-    both = np.concatenate([labels, predictions])
-    if both.size and (both.min() < 0 or both.max() >= classes):
-        msg = f"class numbers must be 0 to {classes - 1}, got {both.min()} to {both.max()}"
-        raise ValueError(msg)
-    counts = np.bincount(labels * classes + predictions, minlength=classes * classes)
-    return counts.reshape(classes, classes)
 
 
 def sensitivity(confusion: NDArray[Any]) -> FloatArray:
@@ -88,19 +74,11 @@ def auc(labels: NDArray[Any], probabilities: NDArray[Any], positive: int | None 
     labels = np.asarray(labels)
     wanted = range(probabilities.shape[1]) if positive is None else [positive]
     areas = [
-        _area(labels == c, probabilities[:, c])
+        binary_auc(labels == c, probabilities[:, c])
         for c in wanted
         if 0 < (labels == c).sum() < len(labels)
     ]
     return float(np.mean(areas)) if areas else math.nan
-
-
-def _area(true: NDArray[np.bool_], scores: NDArray[Any]) -> float:
-    """Chance that a positive scores above a negative, ties half (Mann and Whitney)."""
-    hits, misses = int(true.sum()), int((~true).sum())
-    # Called a thousand times by an interval, for which scikit-learn's checks take too long.
-    ranks = rankdata(scores)
-    return float((ranks[true].sum() - hits * (hits + 1) / 2) / (hits * misses))
 
 
 def average_precision(labels: NDArray[Any], scores: NDArray[Any], positive: int) -> float:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo import files
-from zoo.domains.medical.medusa.figures import NOTICE, draw_panels, panels
+from zoo.domains.medical.medusa.figures import draw_panels, panels
 from zoo.privacy import alias
+from zoo.task import NOTICE
 
 _DPI = 120
 # Inches: a panel's width, and what stands above and below the panels.

@@ -33,6 +33,9 @@ SEX_COLUMNS = ("sex", "gender", "patient sex", "patient gender", "patientsex")
 AGE_COLUMNS = ("age", "patient age", "patientage")
 VIEW_COLUMNS = ("view", "view position", "viewposition", "projection")
 
+_PERSONAL = {*SEX_COLUMNS, *AGE_COLUMNS, *VIEW_COLUMNS}
+_KNOWN = {*_PERSONAL, *FILE_COLUMNS, *LABEL_COLUMNS, *PATIENT_COLUMNS, *SPLIT_COLUMNS}
+
 # What COVIDx calls pneumonia (create_COVIDx of COVID-Net).
 _PNEUMONIA = {
     "sars",
@@ -170,7 +173,10 @@ def read_people(paths: Iterable[Path]) -> People:
         if not have:
             told = "cannot be read as a table"
             findings.append(Finding("warning", told, str(path), "subgroups are not known"))
-        if not have & {*SEX_COLUMNS, *AGE_COLUMNS, *VIEW_COLUMNS}:
+        elif not have & _KNOWN:
+            told = "has no column that is known, such as sex, age, view, filename or patientid"
+            findings.append(Finding("warning", told, str(path), "subgroups are not known"))
+        if not have & _PERSONAL:
             continue
         try:
             table = read_table(path)

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from zoo.domains.medical.medusa.recompute import convolve, convolve_backward, recomputes
+from zoo.domains.medical.medusa.recompute import convolve, convolve_backward
+from zoo.domains.medical.recomputing import may_recompute
 
 PARTS = (
     (slice(None, None, 2), slice(None, None, 2), (1, 1)),
@@ -125,7 +126,7 @@ def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if tuple(weight.shape[2:]) != (3, 3):
         msg = f"upsampled convolution: the kernel should be 3 x 3, got {tuple(weight.shape)}"
         raise ValueError(msg)
-    if not recomputes(x):
+    if not may_recompute(x):
         large = functional.interpolate(x, scale_factor=2, mode="nearest")
         return functional.conv2d(large, weight, bias, padding=1)
     made: Tensor = _UpsampledConv.apply(x, weight, bias)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from zoo.domains.medical.medusa.body import LAYERS
 from zoo.domains.medical.medusa.tensor_bundle import read_bundle
-from zoo.errors import WeightsError
+from zoo.errors import WeightsError, first_line
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -50,8 +50,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except WeightsError:
         raise
     except Exception as error:  # damaged files fail in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        msg = f"{path}: cannot be read ({reason})"
+        msg = f"{path}: cannot be read ({first_line(error)})"
         raise WeightsError(msg) from error
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from zoo import files
+from zoo.task import NOTICE
 
 
 def write_attention(
@@ -58,7 +59,7 @@ def _h5(
 ) -> None:
     with h5py.File(path, "w") as file:
         file.attrs["slide_id"] = name
-        file.attrs["note"] = "Research software. Not for diagnosis."
+        file.attrs["note"] = NOTICE
         file.create_dataset("attention", data=branches.mean(0).astype(np.float32))
         file.create_dataset("branch_attention", data=branches.astype(np.float32))
         if coords is not None:

@@ -281,6 +281,13 @@ class TensorBag(BagFile):
         if not value.is_floating_point():
             msg = f"{self.path}: tensor is {value.dtype}, not floating-point features"
             raise DataError(msg)
+        held = value.untyped_storage().nbytes() // value.element_size()
+        if value.numel() > held:  # a view that repeats its values: a few bytes would fill a memory
+            msg = (
+                f"{self.path}: tensor claims {value.numel()} values, of which the file holds "
+                f"{held}; write it again with .contiguous()"
+            )
+            raise DataError(msg)
         return value.detach().reshape(bag_shape(value.shape, self.where))
 
     def _tensor(self) -> Any:

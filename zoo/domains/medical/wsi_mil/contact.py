@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zoo.domains.medical.wsi_mil.extras import need
-from zoo.domains.medical.wsi_mil.heatmap import NOTICE
+from zoo.domains.medical.wsi_mil.heatmap import CAUTION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,5 +111,5 @@ def contact_sheet(
     for axes in grid:
         axes.set_axis_off()
     figure.suptitle(title, fontsize=11, parse_math=False)
-    figure.supxlabel(NOTICE, fontsize=7)
+    figure.supxlabel(CAUTION, fontsize=7)
     return figure

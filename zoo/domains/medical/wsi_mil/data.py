@@ -41,6 +41,7 @@ from zoo.domains.medical.wsi_mil.survey import (
 )
 from zoo.domains.medical.wsi_mil.tables import available_folds
 from zoo.errors import DataError
+from zoo.surveying import errors_first
 from zoo.task import Batch, Facts, Finding
 
 __all__ = [
@@ -274,6 +275,7 @@ def _splits(config: Config, found: Survey) -> dict[str, WsiSplit]:
         )
         if found.skipped:
             split.notes.append(f"{len(found.skipped)} slides of the data set were skipped")
+        split.where = found.origin
         splits[part] = split
     return splits
 
@@ -305,8 +307,7 @@ def check(config: Config, deep: bool = True, found: Survey | None = None) -> lis
     if marks is not None:
         used = [slide for split in splits.values() for slide in split.ids]
         findings += check_annotations(marks, used, config.data.on_error == "skip")
-    rank = {"error": 0, "warning": 1, "info": 2}
-    return sorted(findings, key=lambda f: rank[f.level])
+    return errors_first(findings)
 
 
 def facts_of(split: WsiSplit) -> Facts:

@@ -26,7 +26,7 @@ from zoo import files
 from zoo.data import cache_dir
 from zoo.domains.medical.wsi_mil.settings import EncoderSettings
 from zoo.domains.medical.wsi_mil.stats import WIDTH, tile_statistics
-from zoo.errors import ConfigError, WeightsError
+from zoo.errors import ConfigError, WeightsError, first_line
 from zoo.states import read_state
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -317,9 +317,8 @@ def _fetching(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         msg = (
-            f"the weights of encoder '{name}' cannot be fetched ({lines[0][:160]}); give a file "
+            f"the weights of encoder '{name}' cannot be fetched ({first_line(error)}); give a file "
             "with data.encoder_weights=FILE, or use data.encoder=stats, which has none"
         )
         raise WeightsError(msg) from None

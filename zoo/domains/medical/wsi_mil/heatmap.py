@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from scipy.stats import rankdata
 
+from zoo.task import NOTICE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 Scaling = Literal["percentile", "official"]
 
-NOTICE = "Research software. Not for diagnosis. Attention says where the model looked, not why."
+CAUTION = f"{NOTICE} Attention says where the model looked, not why."
 
 _MEANING = {
     "percentile": "rank of attention within the slide\n(1: most attended patch)",
@@ -183,7 +185,7 @@ def heatmap(
     figure.suptitle(title, fontsize=16, parse_math=False)
     drawn = annotation is not None and bool(annotation.lesions)
     told = "  Black line: annotated lesion; dashed: cut out of it." if drawn else ""
-    figure.supxlabel(NOTICE + told, fontsize=12)
+    figure.supxlabel(CAUTION + told, fontsize=12)
     return figure
 
 

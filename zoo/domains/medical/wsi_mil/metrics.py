@@ -11,30 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+
+from zoo.domains.medical.decisions import IntArray, binary_auc, confusion_matrix
 
 FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 Absent = Literal["skip", "zero"]
-
-
-def binary_auc(positive: NDArray[Any], scores: NDArray[Any]) -> float:
-    """Area under the ROC curve: chance that a positive scores above a negative, ties half.
-
-    Args:
-        positive: (n,) truth, bool or 0/1.
-        scores: (n,) larger means more likely positive.
-
-    Returns:
-        The area, or NaN if there are no positives or no negatives.
-    """
-    positive = np.asarray(positive).astype(bool)
-    hits = int(positive.sum())
-    misses = positive.size - hits
-    if hits == 0 or misses == 0:
-        return float("nan")
-    ranks = rankdata(np.asarray(scores, dtype=np.float64))
-    return float((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * misses))
 
 
 def auc_per_class(labels: NDArray[Any], probabilities: NDArray[Any]) -> FloatArray:
@@ -57,21 +38,6 @@ def auc(labels: NDArray[Any], probabilities: NDArray[Any], absent: Absent = "ski
         The mean area, NaN if no class has one and absent classes are skipped.
     """
     return _mean(auc_per_class(labels, probabilities), absent)
-
-
-def confusion_matrix(labels: NDArray[Any], predictions: NDArray[Any], classes: int) -> IntArray:
-    """(C, C) counts, row = true class, column = predicted class.
-
-    Raises:
-        ValueError: A label or prediction is not a class number.
-    """
-    labels, predictions = np.asarray(labels, np.int64), np.asarray(predictions, np.int64)
-    both = np.concatenate([labels, predictions])
-    if both.size and (both.min() < 0 or both.max() >= classes):
-        msg = f"class numbers must be 0 to {classes - 1}, got {both.min()} to {both.max()}"
-        raise ValueError(msg)
-    counts = np.bincount(labels * classes + predictions, minlength=classes * classes)
-    return counts.reshape(classes, classes)
 
 
 def accuracy(confusion: IntArray) -> float:

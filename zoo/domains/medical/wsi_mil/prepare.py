@@ -35,8 +35,10 @@ from zoo.domains.medical.wsi_mil.reading import Readers, default_workers
 from zoo.domains.medical.wsi_mil.settings import TileSettings, setting_attributes, settings_of
 from zoo.domains.medical.wsi_mil.slides import PLAIN, SCANNED, is_slide
 from zoo.domains.medical.wsi_mil.tiling import Plan
-from zoo.domains.medical.wsi_mil.watching import Watch, clock
+from zoo.domains.medical.wsi_mil.watching import Watch
 from zoo.errors import ConfigError, DataError
+from zoo.made_with import other_settings
+from zoo.progress import clock
 
 # Their image tiles lie beside them as plain JPEG or DICOM files.
 _WITH_PARTS = (".vms", ".vmu")
@@ -138,16 +140,7 @@ class Preparation:
                     old.unlink(missing_ok=True)
                 files.write_text(place, _json(wanted))
             return
-        try:
-            have: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            msg = f"{place}: is missing or damaged, and there are features; name another out"
-            raise DataError(msg) from None
-        other = [
-            f"{k}={have.get(k)} (now {wanted.get(k)})"
-            for k in sorted(have.keys() | wanted.keys())
-            if have.get(k) != wanted.get(k)
-        ]
+        other = other_settings(place, wanted, "features")
         if other:
             msg = (
                 f"{self.out}: holds '{self.key}' features made with {', '.join(other[:4])}; "
@@ -274,7 +267,7 @@ def prepare(
     told = f"process {shard + 1} of {shards}: " if shards > 1 else ""
     print(
         f"{told}{len(done)} slides: {len(done) - len(failed) - len(empty)} ok, "
-        f"{len(empty)} without tissue, {len(failed)} failed; {tiles} tiles, {clock(seconds)}"
+        f"{len(empty)} without tissue, {len(failed)} failed; {tiles} tiles, {clock(round(seconds))}"
     )
     for path in passed_over(data.slides):
         print(f"{path}: passed over, its first bytes are no slide's, or it is a link to nowhere")

@@ -71,6 +71,13 @@ class Survey:
     skipped: Sequence[str]
     kept: Mapping[str, Bag] = field(default_factory=dict)
 
+    @property
+    def origin(self) -> str:
+        """The files that tell which slides and patients are in a split, for messages."""
+        origin = self.parts.where or self.labels.where
+        apart = self.labels.patient and self.labels.where != origin
+        return f"{origin} (patients of {self.labels.where})" if apart else origin
+
 
 def survey(data: WsiData, deep: bool = False, keep: bool = False) -> Survey:
     """Find bags, labels and splits, and look at every bag that is used.

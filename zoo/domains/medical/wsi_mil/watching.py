@@ -10,12 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-
-def clock(seconds: float) -> str:
-    """Seconds as `1:02:03` or `2:03`."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+from zoo.progress import clock
 
 
 class Watch:
@@ -92,4 +87,4 @@ class Watch:
         if share <= 0:
             return "time left unknown"
         seconds = time.perf_counter() - self._begun
-        return f"{clock(seconds / share * (self._total - share))} left"
+        return f"{clock(round(seconds / share * (self._total - share)))} left"

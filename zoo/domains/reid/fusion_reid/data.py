@@ -14,6 +14,7 @@ from zoo.domains.reid.fusion_reid.inputs import inputs
 from zoo.domains.reid.fusion_reid.split import ReidSplit, embedding_index
 from zoo.domains.reid.fusion_reid.survey import Part, Survey, describe, survey
 from zoo.errors import DataError
+from zoo.surveying import errors_first
 from zoo.task import Facts, Finding
 
 __all__ = [
@@ -77,8 +78,7 @@ def check(config: Config, deep: bool = True, found: Survey | None = None) -> lis
         found = found or survey(config, deep)
     except DataError as error:
         return [Finding("error", str(error))]
-    rank = {"error": 0, "warning": 1, "info": 2}
-    return sorted([*found.findings, *describe(found)], key=lambda f: rank[f.level])
+    return errors_first([*found.findings, *describe(found)])
 
 
 def facts_of(train: ReidSplit) -> Facts:

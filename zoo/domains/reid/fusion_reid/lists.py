@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -23,6 +24,54 @@ _MSMT17_FOLDERS = {
 _NAMED = 3
 
 
+@dataclass
+class _Gathered:
+    """What lists name, as it is gathered.
+
+    Attributes:
+        root: The data set's folder.
+        entries: Listed images that are there, each once.
+        findings: What is wrong with the lists.
+    """
+
+    root: Path
+    entries: list[Entry] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    _seen: set[tuple[Role, Path]] = field(default_factory=set)
+
+    def add(
+        self, rows: Iterable[tuple[Path, str, str]], role: Role, space: str, where: Path
+    ) -> None:
+        """Take the (file, identity, camera) rows of the list `where`."""
+        gone, twice, total = [], [], 0
+        for path, person, camera in rows:
+            total += 1
+            if (role, path) in self._seen:
+                twice.append(path)
+                continue
+            self._seen.add((role, path))
+            try:
+                size = path.stat().st_size
+            except OSError:
+                gone.append(path)
+                continue
+            name = path.relative_to(self.root).as_posix()
+            self.entries.append(Entry(path, name, role, person, camera, space, size))
+        if gone:
+            told = f"listed images are not in {gone[0].parent}"
+            self._tell(gone, total, told, where, "add them")
+        if twice:
+            self._tell(
+                twice, total, f"images of '{role}' are listed twice", where, "list them once"
+            )
+
+    def _tell(self, paths: Sequence[Path], total: int, what: str, where: Path, remedy: str) -> None:
+        shown = ", ".join(p.name for p in paths[:_NAMED]) + " …" * (len(paths) > _NAMED)
+        told = f"{len(paths)} of {total} {what}: {shown}"
+        remedy += ", or set data.on_error=skip"
+        self.findings.append(Finding("error", told, str(where), remedy))
+
+
 def msmt17(root: Path, *, with_val: bool) -> Found:
     """MSMT17 by its four lists, lines `<path below train/ or test/> <identity>`.
 
@@ -39,29 +88,23 @@ def msmt17(root: Path, *, with_val: bool) -> Found:
     if with_val:
         plan.append(("train", "train", "list_val.txt"))
     plan += [("query", "test", "list_query.txt"), ("gallery", "test", "list_gallery.txt")]
-    entries: list[Entry] = []
-    findings: list[Finding] = []
+    found = _Gathered(root)
     for role, part, file in plan:
         path = root / file
         if not path.is_file():
             # Half of the data set serves too: for training alone, or for testing.
             if any((root / other).is_file() for _, p, other in plan if p == part):
                 remedy = "copy it, or set data.msmt17_val=false" if "val" in file else "copy it"
-                findings.append(Finding("error", "the list is missing", str(path), remedy))
+                found.findings.append(Finding("error", "the list is missing", str(path), remedy))
             continue
         folder = _first(root, _MSMT17_FOLDERS[part], path)
         rows = [_msmt17_row(line, f"{path}:{n}") for n, line in _lines(path)]
         if not rows:
-            findings.append(Finding("error", "the list is empty", str(path), "copy it again"))
-        entries += _present(
-            [(folder / name, person, camera) for name, person, camera in rows],
-            role,
-            f"msmt17-{part}",
-            root,
-            path,
-            findings,
-        )
-    return Found("msmt17", root, _sorted(entries), findings)
+            told = Finding("error", "the list is empty", str(path), "copy it again")
+            found.findings.append(told)
+        files = ((folder / name, person, camera) for name, person, camera in rows)
+        found.add(files, role, f"msmt17-{part}", path)
+    return Found("msmt17", root, _sorted(found.entries), found.findings)
 
 
 def _lines(path: Path) -> Iterable[tuple[int, str]]:
@@ -92,33 +135,6 @@ def _first(root: Path, folders: Sequence[str], needed_by: Path) -> Path:
             return root / name
     msg = f"{needed_by}: its images are not there; looked for {' and '.join(folders)} in {root}"
     raise DataError(msg)
-
-
-def _present(
-    rows: Iterable[tuple[Path, str, str]],
-    role: Role,
-    space: str,
-    root: Path,
-    where: Path,
-    findings: list[Finding],
-) -> list[Entry]:
-    """Entries of the files that are there; the others make one finding."""
-    entries, gone, total = [], [], 0
-    for path, person, camera in rows:
-        total += 1
-        try:
-            size = path.stat().st_size
-        except OSError:
-            gone.append(path)
-            continue
-        name = path.relative_to(root).as_posix()
-        entries.append(Entry(path, name, role, person, camera, space, size))
-    if gone:
-        shown = ", ".join(p.name for p in gone[:_NAMED]) + " …" * (len(gone) > _NAMED)
-        told = f"{len(gone)} of {total} listed images are not in {gone[0].parent}: {shown}"
-        remedy = "add them, or set data.on_error=skip"
-        findings.append(Finding("error", told, str(where), remedy))
-    return entries
 
 
 def _sorted(entries: Iterable[Entry]) -> list[Entry]:
@@ -160,12 +176,11 @@ def cuhk03(root: Path, boxes: Literal["labeled", "detected"]) -> Found:
     else:
         msg = f"{root}: neither {told.name} nor {matrix.name} is there to tell training from test"
         raise DataError(msg)
-    entries: list[Entry] = []
-    findings: list[Finding] = []
+    found = _Gathered(root)
     for role, files in parts.items():
         rows = [(images / name, *_cuhk03_name(name, where)) for name in files]
-        entries += _present(rows, role, "cuhk03", root, where, findings)
-    return Found("cuhk03", root, _sorted(entries), findings)
+        found.add(rows, role, "cuhk03", where)
+    return Found("cuhk03", root, _sorted(found.entries), found.findings)
 
 
 def _cuhk03_name(name: str, where: Path) -> tuple[str, str]:

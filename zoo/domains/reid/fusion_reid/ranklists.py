@@ -33,6 +33,7 @@ from zoo.domains.reid.fusion_reid.search import (
     nearest_by,
     same_view,
 )
+from zoo.drawing import plain, shortened
 from zoo.errors import DataError
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def picture(lists: Sequence[RankList], load: Load, title: str = "") -> Figure:
     more = f" | {len(lists) - len(shown)} more queries" if len(lists) > len(shown) else ""
     axes.text(0, height - 0.06, legend + more, fontsize=6, color="#6b6f76", va="bottom")
     if title:
-        figure.suptitle(_plain(title), fontsize=9, y=1 - 0.08 / (height + top), va="top")
+        figure.suptitle(plain(title), fontsize=9, y=1 - 0.08 / (height + top), va="top")
     return figure
 
 
@@ -340,20 +341,11 @@ def _words(axes: Axes, x: float, y: float, text: str) -> None:
 
 
 def _person(crop: Crop) -> str:
-    return _plain(f"id {_short(crop.person)}") if crop.person else "id ?"
+    return plain(f"id {shortened(crop.person, 8)}") if crop.person else "id ?"
 
 
 def _camera(crop: Crop) -> str:
-    return _plain(f"cam {_short(crop.camera)}") if crop.camera else "cam ?"
-
-
-def _short(text: str, most: int = 8) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib shows as it is and not as a formula."""
-    return text.replace("$", r"\$")
+    return plain(f"cam {shortened(crop.camera, 8)}") if crop.camera else "cam ?"
 
 
 def write(

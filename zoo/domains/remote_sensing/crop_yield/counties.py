@@ -7,6 +7,7 @@ and a list of names (`FIPS,State,County`) that has no places.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from zoo.extras import optional
 
 _CENSUS = ("StateFips", "CntyFips", "Longitude", "Latitude")
 _PLACES = ("State", "County", "Longitude", "Latitude")
+# Bytes of control that no text has; 0x1a ends files of old systems.
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x19\x1b-\x1f]")
 
 Ring = np.ndarray
 Polygon = list[Ring]
@@ -137,10 +140,7 @@ def _table(
             if not path.is_file():
                 msg = f"{path}: is no plain file, or a link that leads nowhere; remove it"
                 raise DataError(msg)
-            with path.open("rb") as file:
-                if b"\0" in file.read(8192):
-                    msg = f"{path}: is no text; copy it again or remove it"
-                    raise DataError(msg)
+            _look_text(path)
         found = [p for p in tables if fits(p)]
         if fits is is_yield_table:
             # Rows state,county,lon,lat have four numbers as well, but no year.
@@ -154,6 +154,18 @@ def _table(
         if found:
             return found[0]
     return None
+
+
+def _look_text(path: Path) -> None:
+    """Refuse what cannot be a csv at all: otherwise it would pass for a table of something else."""
+    with path.open("rb") as file:
+        head = file.read(8192)
+    told = "" if head else "is empty"
+    if _CONTROL.search(head):
+        told = "is no text"
+    if told:
+        msg = f"{path}: {told}; copy it again or remove it"
+        raise DataError(msg)
 
 
 def csv_names(root: Path) -> str:

@@ -90,6 +90,7 @@ class Entry:
         county: Its name; empty if nobody told.
         files: h5 files of the season, in order of time.
         missing: Files the index names that are not there.
+        where: Record of the index, or folder, that names it; for messages.
     """
 
     fips: str
@@ -98,6 +99,7 @@ class Entry:
     county: str = ""
     files: tuple[Path, ...] = ()
     missing: tuple[str, ...] = ()
+    where: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -290,6 +292,7 @@ def _entry(record: Any, where: str, tree: Tree) -> Entry:
         county[:60] if county.isprintable() else "",
         tuple(files),
         tuple(missing),
+        where,
     )
 
 
@@ -324,5 +327,6 @@ def entries_of_folders(tree: Tree, counties: Mapping[Path, Iterable[str]]) -> li
     for year, postal in sorted({key[:2] for key in tree.pictures if key[2] in SEASON}):
         files = tree.season(year, postal)
         names = {fips for file in files for fips in counties.get(file, ())}
-        found += [Entry(fips, year, postal, files=tuple(files)) for fips in names]
+        where = str(files[0].parent) if files else str(tree.base)
+        found += [Entry(fips, year, postal, files=tuple(files), where=where) for fips in names]
     return sorted(found, key=lambda e: (e.year, e.fips))

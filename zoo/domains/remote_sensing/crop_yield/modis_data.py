@@ -32,6 +32,7 @@ from zoo.domains.remote_sensing.crop_yield.store import Store, find_store, open_
 from zoo.domains.remote_sensing.crop_yield.units import unit_of
 from zoo.domains.remote_sensing.crop_yield.yields import read_yields
 from zoo.errors import DataError
+from zoo.surveying import errors_first
 from zoo.task import Facts, Finding
 
 __all__ = [
@@ -92,9 +93,12 @@ def survey_modis(config: Config, deep: bool = False) -> ModisSurvey:
     counties = load_counties(places, outlines=set(table["fips"])) if places else None
     if counties is not None:
         findings += [Finding("info", line) for line in counties.repairs.lines()[1:]]
+    else:
+        findings += _unread(folder, csv)
     short = table[table["steps"] < data.steps]
     if len(short):
-        _count(findings, short, f"have fewer than {data.steps} steps; the others are empty")
+        told = f"have fewer than {data.steps} steps; the others are empty"
+        _count(findings, short, told, store.root)
     years = sorted(int(y) for y in table["year"].unique())
     try:
         year = _predicted(years, data)
@@ -107,6 +111,15 @@ def survey_modis(config: Config, deep: bool = False) -> ModisSurvey:
         for part in parts.values():
             store.read(part)
     return found
+
+
+def _unread(folder: Path, yields: Path | None) -> list[Finding]:
+    """A warning of the csv files that could have told where the counties are."""
+    own = {"prepared.csv", yields.name if yields else ""}
+    others = sorted(p.name for p in folder.glob("*.csv") if p.name not in own)
+    told = "no table of counties, though it is a csv"
+    remedy = "places are not known; mend it, or name one in data.counties"
+    return [Finding("warning", told, str(folder / name), remedy) for name in others[:_SHOWN]]
 
 
 def _place(data: CropData) -> Path:
@@ -159,14 +172,16 @@ def _with_yields(
     both = yields[yields["year"].isin(seen)].merge(
         histograms[["year", "fips"]], on=["year", "fips"], how="left", indicator=True
     )
-    _count(findings, both[both["_merge"] == "left_only"], "have a yield and no histogram")
+    lacking = both[both["_merge"] == "left_only"]
+    _count(findings, lacking, "have a yield and no histogram", csv or store.root)
     return table.sort_values(["year", "fips"]).reset_index(drop=True), yields
 
 
 def _own_yields(store: Store, data: CropData, findings: list[Finding]) -> pd.DataFrame:
     table = store.table[["year", "fips", "yield_bu_acre"]]
     empty = table["yield_bu_acre"] <= 0
-    _count(findings, table[empty], "have a yield of zero or less (placeholder) and are left out")
+    told = "have a yield of zero or less (placeholder) and are left out"
+    _count(findings, table[empty], told, store.root)
     table = table[~empty]
     table = table.assign(state=table["fips"].str[:2])
     if data.states is not None:
@@ -177,11 +192,12 @@ def _own_yields(store: Store, data: CropData, findings: list[Finding]) -> pd.Dat
     return table[["year", "fips", "state", "yield_bu_acre"]].reset_index(drop=True)
 
 
-def _count(findings: list[Finding], rows: pd.DataFrame, what: str) -> None:
+def _count(findings: list[Finding], rows: pd.DataFrame, what: str, where: Path) -> None:
     if len(rows):
         names = [f"{f}/{y}" for f, y in zip(rows["fips"], rows["year"], strict=True)]
         shown = ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
-        findings.append(Finding("warning", f"{len(rows)} county-years {what}: {shown}"))
+        told = f"{len(rows)} county-years {what}: {shown}"
+        findings.append(Finding("warning", told, str(where)))
 
 
 def _predicted(years: Sequence[int], data: CropData) -> int:
@@ -248,6 +264,7 @@ def open_modis(config: Config, found: ModisSurvey | None = None) -> dict[str, Mo
             training=name == "train",
             band_mean=means.tolist(),
         )
+        splits[name].where = str(found.store.root)
         if found.counties is not None:
             splits[name].outlines = dict(found.counties.outlines)
     refuse_future(splits, config.data.protocol)
@@ -278,8 +295,8 @@ def refuse_future(splits: Mapping[str, Any], protocol: str = "past") -> None:
             late = sample.year >= first if protocol == "past" else sample.year in test
             if late:
                 msg = (
-                    f"'{name}' holds county {sample.fips} of {sample.year}, and {first} is "
-                    "predicted: nothing of that year or later may train; see data.year"
+                    f"{split.where}: '{name}' holds county {sample.fips} of {sample.year}, and "
+                    f"{first} is predicted: nothing of that year or later may train; see data.year"
                 )
                 raise DataError(msg)
 
@@ -306,8 +323,7 @@ def check_modis(
         told = f"{name}: {len(part)} county-years of {part['fips'].nunique()} counties, {years}, "
         told += f"yield {value.mean():.1f} ± {value.std(ddof=0):.1f} {unit}"
         findings.append(Finding("info", told, str(found.store.root)))
-    rank = {"error": 0, "warning": 1, "info": 2}
-    return sorted(findings, key=lambda f: rank[f.level])
+    return errors_first(findings)
 
 
 def _failed(found: ModisSurvey, data: CropData) -> list[Finding]:

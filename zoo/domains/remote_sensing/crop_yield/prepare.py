@@ -42,6 +42,7 @@ from zoo.domains.remote_sensing.crop_yield.exports import (
 from zoo.domains.remote_sensing.crop_yield.joint import write_counties, write_joint, write_part
 from zoo.domains.remote_sensing.crop_yield.yields import Yields, read_yields
 from zoo.errors import ConfigError, DataError
+from zoo.made_with import other_settings
 
 _PARTS = "county_histograms"
 # Below this many counties, starting processes costs more than it saves.
@@ -150,16 +151,7 @@ class Preparation:
         if not any(self._parts.glob("*.npz")):
             files.write_json(place, wanted)
             return
-        try:
-            have: dict[str, object] = json.loads(place.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            msg = f"{place}: is missing or damaged, and there are histograms; name another out"
-            raise DataError(msg) from None
-        other = [
-            f"{k}={have.get(k)} (now {wanted.get(k)})"
-            for k in sorted(have.keys() | wanted.keys())
-            if have.get(k) != wanted.get(k)
-        ]
+        other = other_settings(place, wanted, "histograms")
         if other:
             msg = f"{self.out}: holds histograms made with {', '.join(other)}; name another out"
             raise ConfigError(msg)

@@ -34,6 +34,7 @@ from zoo.domains.remote_sensing.crop_yield.views import (
     random_view,
 )
 from zoo.errors import DataError
+from zoo.surveying import errors_first
 from zoo.task import Batch, Facts, Finding
 
 __all__ = [
@@ -201,8 +202,7 @@ def check_sentinel(
     except DataError as error:
         return [Finding("error", str(error))]
     findings = [*found.findings, *describe(found, config)]
-    rank = {"error": 0, "warning": 1, "info": 2}
-    return sorted(findings, key=lambda f: rank[f.level])
+    return errors_first(findings)
 
 
 def sentinel_facts(train: SentinelSplit) -> Facts:

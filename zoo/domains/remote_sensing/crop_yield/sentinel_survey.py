@@ -272,13 +272,16 @@ def _no_future(
     if both:
         shown = ", ".join(f"{year}/{fips}" for fips, year in both[:_SHOWN])
         what = f"{len(both)} county-years both train and test: {shown}"
-        notes.add(Finding("error", what, remedy="correct the index or set data.year"))
+        rows = [next(e for e in part if e.key == both[0]).where for part in (train, test)]
+        where = " and ".join(dict.fromkeys(rows))
+        notes.add(Finding("error", what, where, "correct the index or set data.year"))
     first = min((e.year for e in test), default=None)
     late = sorted({e.year for e in train if first is not None and e.year >= first})
     if data.protocol == "past" and late:
         what = f"training holds {', '.join(map(str, late))}, which is not before the test, {first}"
         remedy = "set data.year, or data.protocol=leave_one_year_out"
-        notes.add(Finding("error", what, remedy=remedy))
+        where = next(e for e in train if e.year == late[0]).where
+        notes.add(Finding("error", what, where, remedy))
 
 
 def _without_yield(
@@ -306,13 +309,15 @@ def _sample(entry: Entry, table: YieldTable, data: CropData, deep: bool) -> Samp
         DataError: They are missing or damaged.
     """
     if entry.missing:
-        msg = f"'{entry.missing[0]}' of county {entry.fips} in {entry.year} is not there"
+        msg = (
+            f"{entry.where}: '{entry.missing[0]}' of county {entry.fips} in {entry.year} "
+            "is not there"
+        )
         raise DataError(msg)
     if len(entry.files) < len(SEASON):
         have = ", ".join(path.name for path in entry.files) or "none"
-        place = f"{entry.files[0].parent}: " if entry.files else ""
         msg = (
-            f"{place}county {entry.fips} in {entry.year}: expected {len(SEASON)} quarters, "
+            f"{entry.where}: county {entry.fips} in {entry.year}: expected {len(SEASON)} quarters, "
             f"found {have}"
         )
         raise DataError(msg)

@@ -17,7 +17,7 @@ import pandas as pd
 from zoo.domains.remote_sensing.crop_yield.histograms import STEPS
 from zoo.domains.remote_sensing.crop_yield.joint import PUBLISHED, SHAPE, YEARS
 from zoo.domains.remote_sensing.crop_yield.yields import fips_code
-from zoo.errors import DataError
+from zoo.errors import DataError, first_line
 
 # Rows of the published file that are turned into float32 at once.
 _ROWS = 64
@@ -105,16 +105,11 @@ def open_store(place: Path) -> Store:
     return Store(store.root, store.years, table)
 
 
-def _first(error: Exception) -> str:
-    """The first line of what a library says, kept short."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-
-
 def _opened(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
     except _DAMAGED as error:
-        msg = f"{path}: is no npz file ({_first(error)}); prepare or fetch it again"
+        msg = f"{path}: is no npz file ({first_line(error)}); prepare or fetch it again"
         raise DataError(msg) from None
 
 
@@ -122,7 +117,7 @@ def _member(archive: Any, name: str, path: Path) -> np.ndarray:
     try:
         return np.asarray(archive[name])
     except _DAMAGED as error:
-        msg = f"{path}: member '{name}' is damaged ({_first(error)}); fetch it again"
+        msg = f"{path}: member '{name}' is damaged ({first_line(error)}); fetch it again"
         raise DataError(msg) from None
 
 
@@ -180,11 +175,13 @@ def _published(path: Path) -> Store:
         if values.dtype.kind not in "fiu" or not (np.abs(values) < _HIGHEST).all():
             msg = f"{path}: member '{name}' holds what is no number; fetch it again"
             raise DataError(msg)
-    count, shape = len(value), next(_header(path))
-    fits = shape == (count, *SHAPE) and len(year) == count
-    if not fits or place.shape != (count, 2) or index.shape != (count, 2):
-        msg = f"{path}: output_image is {shape}, expected ({count}, 9, {STEPS}, 32) and rows alike"
-        raise DataError(msg)
+    count = value.size
+    have = (next(_header(path)), value.shape, year.shape, place.shape, index.shape)
+    wanted = ((count, *SHAPE), (count,), (count,), (count, 2), (count, 2))
+    for name, shape, fits in zip(("output_image", *names), have, wanted, strict=True):
+        if shape != fits:
+            msg = f"{path}: {name} is {shape}, expected {fits}; fetch it again"
+            raise DataError(msg)
     table = pd.DataFrame(
         {
             "year": year.astype(int),
@@ -214,7 +211,7 @@ def _header(path: Path, name: str = "output_image") -> Iterator[Any]:
             yield shape
             yield file, kind
     except _DAMAGED as error:
-        msg = f"{path}: member '{name}' cannot be read ({_first(error)}); fetch it again"
+        msg = f"{path}: member '{name}' cannot be read ({first_line(error)}); fetch it again"
         raise DataError(msg) from None
 
 

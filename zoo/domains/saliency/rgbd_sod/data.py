@@ -12,6 +12,7 @@ from zoo.domains.saliency.rgbd_sod.inputs import inputs
 from zoo.domains.saliency.rgbd_sod.split import DEVIATION, MEAN, Reading, RgbdSplit
 from zoo.domains.saliency.rgbd_sod.survey import Survey, describe, survey
 from zoo.errors import DataError
+from zoo.surveying import errors_first
 from zoo.task import Facts, Finding
 
 __all__ = [
@@ -75,8 +76,7 @@ def check(config: Config, found: Survey | None = None, deep: bool = True) -> lis
     except DataError as error:
         return [Finding("error", str(error))]
     findings = [*found.findings, *leakage(splits), *describe(found, config.data)]
-    rank = {"error": 0, "warning": 1, "info": 2}
-    return sorted(findings, key=lambda f: rank[f.level])
+    return errors_first(findings)
 
 
 def facts_of(train: RgbdSplit) -> Facts:
