@@ -95,6 +95,12 @@ def test_every_wrong_setting_is_one_line(place: Place) -> None:
     assert len(lines) == 3
 
 
+def test_an_unknown_form_of_blocks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_KERNELS", "nothing")
+    (line,) = place.refused()
+    assert line.startswith("error: ZOO_KERNELS=nothing: should be one of auto, triton")
+
+
 def test_unknown_task(place: Place) -> None:
     assert place.refused("task=wsi_mill", data=False) == [
         "error: unknown task 'wsi_mill'; did you mean 'wsi_mil'?"

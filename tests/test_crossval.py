@@ -72,6 +72,10 @@ def test_an_interrupted_cv_goes_on_fold_by_fold(out: Path, monkeypatch: pytest.M
     parent = only_run(out)
     assert parent.status == "interrupted"
     first = (trained[0].path / "run.json").read_bytes()
+    # Another number of processes is the same experiment, though the next fold fails again here.
+    result = run_zoo("cv", *WORDS, f"out={out}", NO_TRACKING, "resume=auto", "trainer.devices=2")
+    assert f"{trained[0].name} is finished" in result.out
+    assert only_run(out).name == parent.name
     monkeypatch.setattr(crossval, "train", inner)
     other = run_zoo("cv", *WORDS, f"out={out}", NO_TRACKING, f"resume={parent.name}", "seed=9")
     assert other.code == 2

@@ -110,15 +110,13 @@ def _parent(
         same = [
             r
             for r in runs.every(config.out)
-            if r.info.get("cv") == plan
-            and r.info.get("fingerprint") == config.fingerprint()
-            and r.status != "finished"
+            if r.info.get("cv") == plan and r.status != "finished" and _alike(r, config)
         ]
         if same:
             return same[-1]
     elif named:
         run = runs.find(named, config.out)
-        if run.info.get("cv") != plan or run.info.get("fingerprint") != config.fingerprint():
+        if run.info.get("cv") != plan or not _alike(run, config):
             msg = f"{run.name} is not a cross-validation with these settings, folds and seeds"
             raise ResumeError(msg)
         return run
@@ -203,9 +201,16 @@ def _words(fold: Mapping[str, str]) -> str:
     return " ".join(f"{k}={v}" for k, v in fold.items()) or "all data"
 
 
+def _alike(run: Run, config: BaseConfig) -> bool:
+    """Whether a run has these settings; the number of processes may be another."""
+    return run.info.get("fingerprint") == config.fingerprint() or runs.same_but_for_devices(
+        run, config
+    )
+
+
 def _existing(there: Path, config: BaseConfig) -> Run | None:
     there_are = [Run(p.parent) for p in sorted(there.glob("*/run.json"))]
-    found = [r for r in there_are if r.info["fingerprint"] == config.fingerprint()]
+    found = [r for r in there_are if _alike(r, config)]
     finished = [r for r in found if r.status == "finished"]
     candidates = finished or found
     return candidates[-1] if candidates else None

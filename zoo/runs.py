@@ -257,11 +257,12 @@ def unfinished(config: BaseConfig) -> Run | None:
     ]
     mine = config.fingerprint()
     same = [r for r in begun if mine in (r.info.get("fingerprint"), r.info.get("auto_batch_size"))]
-    same = same or [r for r in begun if _but_for_devices(r, config)]
+    same = same or [r for r in begun if same_but_for_devices(r, config)]
     return same[-1] if same else None
 
 
-def _but_for_devices(run: Run, config: BaseConfig) -> bool:
+def same_but_for_devices(run: Run, config: BaseConfig) -> bool:
+    """Whether a run has these settings, `trainer.devices` left aside."""
     try:
         devices = int(run.config()["trainer"]["devices"])
     except (ResumeError, KeyError, TypeError, ValueError):

@@ -33,6 +33,7 @@ from zoo.data import leakage, stop_on_errors
 from zoo.engine import Interrupted, Trainer, parameters_of
 from zoo.errors import ConfigError, DataError, ResumeError
 from zoo.fabric import Fabric
+from zoo.kernels._dispatch import choice as kernel_choice
 from zoo.machine import on_signals, together, workers_for
 from zoo.place import place
 from zoo.progress import Reporter, figures_line
@@ -44,7 +45,11 @@ from zoo.tracking import DataInput, Metrics, Mirror, as_rows, network_warning, u
 
 
 def make(resolved: Resolved) -> Task[Any]:
-    """The task object of a configuration."""
+    """The task object of a configuration.
+
+    Raises:
+        ConfigError: A package is missing, or `ZOO_KERNELS` has none of its values.
+    """
     name, config = resolved.config.task, resolved.config
     if config.trainer.batch_size == AUTO:  # to look at data any size will do
         config = config.resized(1)
@@ -54,6 +59,10 @@ def make(resolved: Resolved) -> Task[Any]:
         extras = ",".join(resolved.entry.extras) or "all"
         msg = f"task '{name}' needs the package '{error.name}': pip install '.[{extras}]'"
         raise ConfigError(msg) from error
+    try:
+        kernel_choice()  # told now: the first block that runs would stop a run under way
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     task: Task[Any] = kind(config)
     return task
 
