@@ -42,4 +42,4 @@ def test_bench_times_forms_and_refuses_what_is_not_there(zoo: Zoo, tmp_path: Pat
     if not torch.cuda.is_available():
         absent = zoo("bench", "channel_attention", "--device", "cuda")
         assert absent.code == 2
-        assert "no CUDA device" in absent.err
+        assert "there is no such CUDA device here" in absent.err

@@ -18,6 +18,8 @@ _REASONS = (
     r"(timed out)",
     r"(Connection aborted)",
 )
+# What SQLAlchemy puts behind the reason: the statement and an address to read about it.
+_REQUEST = re.compile(r" \[SQL: .*| \(Background on this error at: .*")
 
 
 def absent(error: BaseException) -> bool:
@@ -43,4 +45,4 @@ def complaint(error: BaseException) -> str:
     if any(mark in text for mark in _NO_ADDRESS):
         # MLflow gave up stores that are folders of files, and takes x:/ for one.
         return f"is no address of a store; write {_ADDRESSES}"
-    return scrubbed(text)[:_LONGEST].rstrip(". ")
+    return scrubbed(_REQUEST.sub("", text))[:_LONGEST].rstrip(". ")

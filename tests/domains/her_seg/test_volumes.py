@@ -455,9 +455,10 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair(tmp_path, "a", cube())
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    monkeypatch.setenv("ZOO_CACHE", str(blocked))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "her_seg").write_text("")  # a file where its folder would be
+    monkeypatch.setenv("ZOO_CACHE", str(cache))
     case = one(tmp_path)
     assert sum(full for _, full in case.slices()) == 3
     assert stack_of(case).picture(0).shape == (9, 8, 3)
