@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 
-from zoo.benchmarks import NAMES, __main__, gated_attention_pool, query_pool, run
+from zoo.benchmarks import BLOCKS, NAMES, __main__, gated_attention_pool, query_pool, run
 from zoo.benchmarks.harness import Row, on_path
 
 
@@ -77,3 +80,14 @@ def test_command_prints_a_table_and_appends_json(
     assert "| block | case | fwd | eager | 1 (0.9-1.1) |" in capsys.readouterr().out
     with open(file) as lines:
         assert [json.loads(line)["form"] for line in lines] == ["eager", "eager"]
+
+
+@pytest.mark.slow
+def test_all_blocks_in_one_command(tmp_path: Path) -> None:
+    """Each runs in a process of its own, which starts others to measure memory."""
+    table = tmp_path / "results.md"
+    command = [sys.executable, "-m", "zoo.benchmarks", "all", "--quick", "--table", str(table)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in table.read_text().splitlines()]
+    assert set(BLOCKS) <= set(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -34,8 +35,9 @@ def _isolated(name: str, device: torch.device, quick: bool, threads: int) -> lis
     What ran before decides whether the C library keeps freed memory or takes it anew, page by page,
     for each large tensor. Plain forms with N x N tensors ran 2.7 times faster after other work.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_fresh, (name, str(device), quick, threads))
+    # A worker of `multiprocessing.Pool` could not start the processes in which memory is measured.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_fresh, name, str(device), quick, threads).result()
 
 
 def main(arguments: list[str] | None = None) -> None:
