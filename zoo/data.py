@@ -77,6 +77,22 @@ def fingerprint(parts: Iterable[Any]) -> str:
     return digest.hexdigest()[:16]
 
 
+def as_text(name: str, where: object) -> None:
+    """Make sure that a file's name can be written down: names of other systems may be no UTF-8.
+
+    Args:
+        name: The name, or what is made of it.
+        where: The file, for the message.
+
+    Raises:
+        DataError: It cannot.
+    """
+    if not name.isascii() and name != name.encode(errors="ignore").decode():
+        shown = str(where).encode(errors="backslashreplace").decode()
+        msg = f"{shown}: the file's name is no text in UTF-8; rename it"
+        raise DataError(msg)
+
+
 def plain_name(text: str, where: object) -> str:
     """A name from an index, csv or archive, refused if it could lead out of the data folder.
 
@@ -401,10 +417,7 @@ class ListSplit:
             msg = f"'{twice}' is listed twice in one split"
             raise DataError(msg)
         for name in ids:
-            if not name.isascii() and name != name.encode(errors="ignore").decode():
-                shown = name.encode(errors="backslashreplace").decode()
-                msg = f"{shown}: the file's name is no text in UTF-8; rename it"
-                raise DataError(msg)
+            as_text(name, name)
         self.ids: Sequence[str] = list(ids)
         self.groups: Sequence[str] = list(groups)
         self.digest = digest

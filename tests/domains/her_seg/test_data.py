@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 from typing import Any, cast
@@ -589,3 +590,11 @@ def test_real_membranes_are_inverted_on_request() -> None:
         share[invert] = split.item(0, RNG)["mask"].float().mean().item()
     assert share[False] + share[True] == pytest.approx(1)
     assert share[True] < 0.35  # membranes are the smaller part
+
+
+@pytest.mark.parametrize("ending", [".png", ".mp4"])
+def test_names_that_are_no_text_are_told_with_their_folder(root: Path, ending: str) -> None:
+    strange = root / "images" / os.fsdecode(b"n\xff" + ending.encode())
+    (root / "images" / "n03.png").rename(strange)
+    with pytest.raises(DataError, match=rf"images/n\\udcff\{ending}: the file's name is no text"):
+        data.inputs([strange], FACTS, configure(None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoo.data import as_text
 from zoo.domains.medical import dicom
 from zoo.domains.medical.her_seg.cases import Classes
 from zoo.domains.medical.her_seg.config import Config
@@ -79,6 +80,7 @@ def _of_pictures(
     stacks: list[Stack] = []
     broken: list[str] = []
     for path, name in zip(paths, _ids(paths), strict=True):
+        as_text(path.name, path)
         picture = Picture(name, name, (path,))
         errors = [f.line() for f in look(picture, reader, deep=skip) if f.level == "error"]
         broken += errors

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from zoo.data import as_text
 from zoo.domains.medical.her_seg.arrays import H5Source, NpzSource, SlicesSource, is_tiff_stack
 from zoo.domains.medical.her_seg.cases import Case, Classes, natural, part_of, sorted_paths
 from zoo.domains.medical.her_seg.clip_stack import ClipStack, FolderFrames, Frames
@@ -291,6 +292,7 @@ def _readable(path: Path) -> bool:
 
 
 def _of_file(path: Path, config: Config, coding: Coding) -> Stack:
+    as_text(path.name, path)
     suffix = path.suffix.lower()
     if is_video(path):
         return _clip(path.stem, VideoFile(path), config, coding)
