@@ -19,6 +19,7 @@ from torch.nn import functional
 from zoo.benchmarks.harness import (
     Form,
     Row,
+    can_compile,
     copy_bandwidth,
     on_path,
     peak_cpu,
@@ -65,16 +66,27 @@ def _loss(out: Pooled) -> Tensor:
 
 
 def training(form: str, count: int, width: int = WIDTH) -> Form:
-    """A forward and backward pass from features of one slide; `form` is eager or a policy."""
+    """A forward and backward pass from features of one slide.
+
+    Args:
+        form: `eager`, `compile` (the same through torch.compile), or a policy.
+        count: Rows.
+        width: Of the reduced rows.
+    """
     torch.manual_seed(0)
     features = torch.randn(count, FEATURES)
     reduction = nn.Linear(FEATURES, width, bias=False)
     pool = GatedAttentionPool(width, ATTENTION, BRANCHES)
     weights = [*reduction.parameters(), *pool.parameters()]
 
+    def plain(pool: GatedAttentionPool, features: Tensor) -> Pooled:
+        return official(pool, functional.relu(reduction(features), inplace=True))
+
+    whole = torch.compile(plain, dynamic=False) if form == "compile" else plain
+
     def run() -> Sequence[Tensor]:
-        if form == "eager":
-            out = official(pool, functional.relu(reduction(features), inplace=True))
+        if form in ("eager", "compile"):
+            out = whole(pool, features)
         else:
             keep = cast("Keep", 0.15 if form == "15%" else form)
             pooled, logits, _ = pool.from_features(features, reduction, keep=keep)
@@ -91,6 +103,8 @@ def _training(device: torch.device, quick: bool) -> list[Row]:
     names = ("eager", *POLICIES)
     memory = {name: peak_cpu(training, name, count) for name in names}
     forms = {name: training(name, count) for name in names}
+    if not quick and can_compile(device):  # its compiler's memory is not its own
+        forms["compile"] = training("compile", count)
     case = f"{count} x {FEATURES} -> {WIDTH}, A {ATTENTION}, K {BRANCHES}, float32, cosine loss"
     turns = 3 if quick else 5
     return rows(BLOCK, case, "fwd+bwd", forms, device, rounds=turns, memory=memory)
@@ -122,12 +136,18 @@ def pooling(
     return lambda: torch.autograd.grad(made, inputs, probes, retain_graph=True)
 
 
-def _forms(mode: str, x: Tensor, pool: GatedAttentionPool, device: torch.device) -> dict[str, Form]:
+def _forms(
+    mode: str, x: Tensor, pool: GatedAttentionPool, device: torch.device, quick: bool
+) -> dict[str, Form]:
+    """`auto` is what runs unasked: for so few rows on the CPU the definition. Others are forced."""
     forms = {"eager": pooling(official, mode, x, pool)}
-    if device.type == "cuda":
+    if can_compile(device) and not (quick and device.type == "cpu"):
         compiled = torch.compile(official, dynamic=True)
         forms["compile"] = pooling(compiled, mode, x, pool)
+    if device.type == "cuda":
         forms["triton"] = _forced("triton", mode, x, pool)
+    else:
+        forms["auto"] = _forced("auto", mode, x, pool)
     forms["torch"] = _forced("torch", mode, x, pool)
     return forms
 
@@ -169,7 +189,7 @@ def _pooling(device: torch.device, quick: bool) -> list[Row]:
                 x = torch.randn(count, width, device=device, dtype=dtype, requires_grad=True)
                 case = f"{count} x {width}, {str(dtype).removeprefix('torch.')}"
                 for mode in modes:
-                    forms = _forms(mode, x, pool, device)
+                    forms = _forms(mode, x, pool, device, quick)
                     for form in forms.values():
                         form()  # compile before memory is read
                     memory = {n: peak_cuda(f) for n, f in forms.items()} if cuda else None
