@@ -48,3 +48,11 @@ def run(name: str, device: Any, quick: bool = False) -> list[Any]:
         KeyError: There is none of that name.
     """
     return [row for part in NAMES[name] for row in import_module(part).run(device, quick=quick)]
+
+
+def run_on(name: str, device: str, quick: bool, threads: int) -> list[Any]:
+    """`run` in a process of its own, which cannot find functions of `__main__`."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return run(name, torch.device(device), quick)

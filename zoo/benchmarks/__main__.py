@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from zoo.benchmarks import BLOCKS, NAMES, run
+from zoo.benchmarks import BLOCKS, NAMES, run, run_on
 from zoo.benchmarks.harness import Row, device_name, json_lines, table, versions
 
 _HEAD = """# Results of `zoo bench`
@@ -24,11 +24,6 @@ def _worded(found: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
-def _fresh(name: str, device: str, quick: bool, threads: int) -> list[Row]:
-    torch.set_num_threads(threads)
-    return run(name, torch.device(device), quick)
-
-
 def _isolated(name: str, device: torch.device, quick: bool, threads: int) -> list[Row]:
     """Rows of a benchmark in a process of its own.
 
@@ -37,7 +32,7 @@ def _isolated(name: str, device: torch.device, quick: bool, threads: int) -> lis
     """
     # A worker of `multiprocessing.Pool` could not start the processes in which memory is measured.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_fresh, name, str(device), quick, threads).result()
+        return pool.submit(run_on, name, str(device), quick, threads).result()
 
 
 def main(arguments: list[str] | None = None) -> None:
